@@ -1,0 +1,108 @@
+#include "models/attention.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <limits>
+
+#include "runtime/torch/tensors.h"
+
+namespace lighter::models {
+
+at::Tensor normalise(const at::Tensor& x, double eps) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor mean_square = wide.pow(2).mean(-1, true);
+  return wide.mul(mean_square.add(eps).rsqrt()).to(x.scalar_type());
+}
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return normalise(x, eps).mul(weight);
+}
+
+Attention::Attention(const ModelSpec& spec, const LoadedWeights& weights, KvCache& kv, Device& device, DType dtype)
+    : spec_(spec),
+      weights_(weights),
+      kv_(kv),
+      device_(device),
+      dtype_(dtype),
+      rope_(spec.rope, spec.head_dim, device) {}
+
+AttentionStep Attention::begin_step(const Step& step, const KvCache::StepIndex& index) const {
+  const at::Tensor positions = to_device(step.positions, device_);
+  AttentionStep shared{step, index, rope_.angles(positions), {}, {}};
+  for (const LayerSpec& layer : spec_.layers) {
+    if (!layer.temperature) continue;
+    // 1 + scale · log1p(floor((position + 1) / floor_scale)): none before floor_scale - 1.
+    const at::Tensor floors = positions.to(at::kFloat).add(1).div(spec_.floor_scale).floor();
+    shared.temperature = floors.log1p().mul(spec_.attention_scale).add(1).view({-1, 1, 1});
+    break;
+  }
+  for (size_t group = 0; group < 2; ++group) {
+    const auto& reads = index.groups[group].reads;
+    for (size_t i = 0; i < reads.size(); ++i) shared.masks[group].push_back(mask(step, i, reads[i]));
+  }
+  return shared;
+}
+
+// Queries of one key/value head's group follow one another: [group, tokens] rows. A single token sees every key.
+at::Tensor Attention::mask(const Step& step, size_t sequence, const KvCache::Reads& reads) const {
+  const int64_t tokens = step.offsets[sequence + 1] - step.offsets[sequence];
+  if (tokens == 1) return {};
+  const auto options = tensor_options(device_, dtype_).dtype(at::kLong);
+  const at::Tensor queries =
+      at::arange(tokens, options).add(step.positions[step.offsets[sequence]]).unsqueeze(1);
+  const at::Tensor keys = at::arange(reads.keys, options).add(reads.first_position).unsqueeze(0);
+  at::Tensor mask = at::zeros({tokens, reads.keys}, tensor_options(device_, dtype_));
+  mask.masked_fill_(keys.gt(queries), -std::numeric_limits<double>::infinity());
+  return mask.repeat({spec_.heads / spec_.kv_heads, 1}).unsqueeze(0);
+}
+
+at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionStep& shared) const {
+  const LayerSpec& kind = spec_.layers[layer];
+  const int64_t tokens = x.size(0);
+  const int64_t group = spec_.heads / spec_.kv_heads;
+  const at::Tensor qkv =
+      at::mm(x, weights_.at(WeightRole::qkv, layer).t()).view({tokens, spec_.heads + 2 * spec_.kv_heads, spec_.head_dim});
+  at::Tensor q = qkv.narrow(1, 0, spec_.heads);
+  at::Tensor k = qkv.narrow(1, spec_.heads, spec_.kv_heads);
+  const at::Tensor v = qkv.narrow(1, spec_.heads + spec_.kv_heads, spec_.kv_heads);
+  if (kind.rope) {
+    q = rope_.rotate(q, shared.angles);
+    k = rope_.rotate(k, shared.angles);
+  }
+  if (kind.qk_norm) {
+    q = normalise(q, spec_.norm_eps);
+    k = normalise(k, spec_.norm_eps);
+  }
+  if (kind.temperature) q = q.mul(shared.temperature).to(x.scalar_type());
+  kv_.write(layer, shared.index, k, v);
+
+  const auto& reads = shared.index.groups[kv_.chunked(layer)].reads;
+  const auto& masks = shared.masks[kv_.chunked(layer)];
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < reads.size(); ++i) {
+    const int64_t begin = shared.step.offsets[i];
+    const int64_t count = shared.step.offsets[i + 1] - begin;
+    // Every key/value head serves `group` query heads, stacked as further queries: [kv_heads, group · count, dim].
+    const at::Tensor queries = q.narrow(0, begin, count)
+                                   .reshape({count, spec_.kv_heads, group, spec_.head_dim})
+                                   .permute({1, 2, 0, 3})
+                                   .reshape({1, spec_.kv_heads, group * count, spec_.head_dim});
+    const at::Tensor keys = kv_.keys(layer, reads[i]).transpose(0, 1).unsqueeze(0);
+    const at::Tensor values = kv_.values(layer, reads[i]).transpose(0, 1).unsqueeze(0);
+    const std::optional<at::Tensor> mask = masks[i].defined() ? std::optional(masks[i].unsqueeze(0)) : std::nullopt;
+    const at::Tensor out = at::scaled_dot_product_attention(queries, keys, values, mask, 0.0, false,
+                                                            1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
+    outputs.push_back(out.view({spec_.kv_heads, group, count, spec_.head_dim})
+                          .permute({2, 0, 1, 3})
+                          .reshape({count, spec_.heads * spec_.head_dim}));
+  }
+  const at::Tensor all = outputs.size() == 1 ? outputs[0] : at::cat(outputs);
+  return at::mm(all, weights_.at(WeightRole::o, layer).t());
+}
+
+}  // namespace lighter::models

@@ -1,0 +1,90 @@
+#include "models/decoder.h"
+
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+
+#include "runtime/error.h"
+#include "runtime/moe/swiglu.h"
+#include "runtime/torch/tensors.h"
+
+namespace lighter::models {
+
+Decoder::Decoder(const ModelSpec& spec, const LoadedWeights& weights, KvCache& kv, ExpertExecutor* executor,
+                 RoutingSchedule schedule, Device& device, DType dtype)
+    : spec_(spec),
+      weights_(weights),
+      kv_(kv),
+      executor_(executor),
+      device_(device),
+      dtype_(dtype),
+      attention_(spec, weights, kv, device, dtype) {
+  if (executor != nullptr) moe_.emplace(spec, weights, *executor, std::move(schedule), device);
+}
+
+at::Tensor Decoder::forward(const Step& step) {
+  const KvCache::StepIndex index = kv_.index(step);
+  const AttentionStep attention_step = attention_.begin_step(step, index);
+  at::Tensor x = embed(step);  // [tokens, hidden]
+  for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
+    const at::Tensor normed = rms_norm(x, weights_.at(WeightRole::attention_norm, layer), spec_.norm_eps);
+    x = x.add(attention_.forward(layer, normed, attention_step));
+    x = x.add(feed_forward(layer, x, step));
+  }
+  at::Tensor result = logits(x, step);  // waits for the device
+  if (executor_ != nullptr) executor_->between_steps();
+  return result;
+}
+
+at::Tensor Decoder::embed(const Step& step) const {
+  if (spec_.tied_head) {
+    return weights_.at(WeightRole::head).index_select(0, to_device(step.tokens, device_));
+  }
+  const at::Tensor tokens = at::from_blob(const_cast<int64_t*>(step.tokens.data()),
+                                          {static_cast<int64_t>(step.tokens.size())}, at::kLong);
+  return weights_.at(WeightRole::embedding).index_select(0, tokens).to(torch_device(device_));
+}
+
+at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const Step& step) const {
+  const at::Tensor x = rms_norm(residual, weights_.at(WeightRole::ffn_norm, layer), spec_.norm_eps);
+  if (spec_.layers[layer].moe_layer >= 0) return moe_->forward(layer, residual, x, step);
+  return swiglu(x, weights_.at(WeightRole::dense_gate_up, layer), weights_.at(WeightRole::dense_down, layer));
+}
+
+at::Tensor Decoder::logits(const at::Tensor& hidden, const Step& step) const {
+  at::Tensor rows = hidden;
+  if (!step.all_logits) {
+    std::vector<int64_t> last;
+    for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
+    rows = hidden.index_select(0, to_device(last, device_));
+  }
+  const at::Tensor normed = rms_norm(rows, weights_.at(WeightRole::final_norm), spec_.norm_eps);
+  return at::mm(normed, weights_.at(WeightRole::head).t()).cpu().to(at::kFloat);
+}
+
+// A chunk's keys are overwritten by the next one's, so a step ends with the chunk.
+int64_t Decoder::max_tokens_from(int64_t position) const {
+  const auto& chunked = kv_.shape().chunked;
+  if (std::find(chunked.begin(), chunked.end(), true) == chunked.end()) return context() - position;
+  return std::min(context() - position, spec_.attention_chunk - position % spec_.attention_chunk);
+}
+
+KvShape kv_shape(const ModelSpec& spec, int64_t context, int64_t block, int sequences, DType dtype) {
+  if (context > spec.max_context) {
+    throw ConfigError("memory.context is " + std::to_string(context) + ", but the model was made for " +
+                      std::to_string(spec.max_context) + " positions; lower it");
+  }
+  KvShape shape;
+  for (const LayerSpec& layer : spec.layers) shape.chunked.push_back(layer.chunked);
+  shape.chunk = spec.attention_chunk;
+  shape.kv_heads = spec.kv_heads;
+  shape.head_dim = spec.head_dim;
+  shape.block = block;
+  shape.context = context;
+  shape.sequences = sequences;
+  shape.dtype = dtype;
+  return shape;
+}
+
+}  // namespace lighter::models

@@ -1,0 +1,46 @@
+// The decoder that all architectures share: embedding, layers of attention and feed-forward, norm, head.
+// Not thread-safe.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "models/attention.h"
+#include "models/model_spec.h"
+#include "models/moe_block.h"
+#include "models/weights.h"
+#include "runtime/engine/model.h"
+#include "runtime/kv/kv_cache.h"
+
+namespace lighter::models {
+
+class Decoder : public Model {
+ public:
+  // All references must outlive it. executor may be null for a model without MoE layers.
+  Decoder(const ModelSpec& spec, const LoadedWeights& weights, KvCache& kv, ExpertExecutor* executor,
+          RoutingSchedule schedule, Device& device, DType dtype);
+
+  at::Tensor forward(const Step& step) override;
+  int64_t max_tokens_from(int64_t position) const override;
+  int64_t context() const override { return kv_.shape().context; }
+  int64_t vocab() const override { return spec_.vocab; }
+  void release(int sequence) override { kv_.release(sequence); }
+
+ private:
+  at::Tensor embed(const Step& step) const;
+  at::Tensor feed_forward(int layer, const at::Tensor& residual, const Step& step) const;
+  at::Tensor logits(const at::Tensor& hidden, const Step& step) const;
+
+  const ModelSpec& spec_;
+  const LoadedWeights& weights_;
+  KvCache& kv_;
+  ExpertExecutor* executor_;
+  Device& device_;
+  const DType dtype_;
+  Attention attention_;
+  std::optional<MoeBlock> moe_;
+};
+
+// The KV cache that a model needs. Throws ConfigError when context is more than the model was made for.
+KvShape kv_shape(const ModelSpec& spec, int64_t context, int64_t block, int sequences, DType dtype);
+
+}  // namespace lighter::models

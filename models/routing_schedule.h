@@ -1,0 +1,22 @@
+// Who chooses the experts instead of the router. Random weights route with arbitrary skew, so timed runs on
+// synthetic weights take a seeded schedule; tests force a recorded one. A choice depends on the MoE layer and
+// the token's position alone, so it is the same however the tokens are put into steps.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace lighter::models {
+
+// The k distinct experts of the token at this position, in the order of their rank.
+using RoutingSchedule = std::function<void(int moe_layer, int64_t position, int64_t* experts)>;
+
+RoutingSchedule uniform_schedule(int experts, int k, uint64_t seed);
+// Probability of the expert at rank r proportional to 1 / (r + 1)^s, with a seeded order of ranks per layer.
+RoutingSchedule zipf_schedule(int experts, int k, int layers, double s, uint64_t seed);
+// routing: [moe_layers, positions, k], row by row.
+RoutingSchedule recorded_schedule(std::vector<int32_t> routing, int64_t positions, int k);
+
+}  // namespace lighter::models

@@ -1,0 +1,28 @@
+// Random weights of exact shapes, for benchmarks where no checkpoint is at hand. The same seed gives the same
+// weights on every machine, in any order of reading.
+#pragma once
+
+#include <filesystem>
+
+#include "models/tensor_source.h"
+
+namespace lighter::models {
+
+class SyntheticSource : public TensorSource {
+ public:
+  SyntheticSource(const ModelSpec& spec, DType dtype, int64_t slice_width, uint64_t seed);
+
+  void read(const TensorPart& part, int64_t first, int64_t count, DType dtype, void* to) const override;
+  void read_expert(ExpertId expert, std::span<std::byte* const> slices) const override;
+
+ private:
+  const ModelSpec spec_;
+  const DType dtype_;
+  const int64_t slice_width_;
+  const uint64_t seed_;
+};
+
+// The spec of a named preset (scout, llama-3.1-8b, mixtral-8x7b), or of a config.json.
+ModelSpec synthetic_spec(const std::string& name_or_config);
+
+}  // namespace lighter::models

@@ -1,0 +1,39 @@
+// Offloading behind the seam: the experts that are not on the device are brought there when a layer needs
+// them, or ahead of it. See SlicePager for how.
+#pragma once
+
+#include <memory>
+
+#include "offload/slice_pager.h"
+#include "runtime/moe/expert_executor.h"
+#include "runtime/moe/slice_format.h"
+
+namespace lighter::offload {
+
+class ExpertPager : public ExpertExecutor {
+ public:
+  // hint_depth: layers ahead for which the model should guess its routing; 0 switches prefetch off.
+  ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
+              const PagerOptions& options, int hint_depth);
+
+  void load(const SliceSource& source, const Progress& progress) { pager_.load(source, progress); }
+
+  void prepare(const StepLimits& limits, std::vector<SharedExpert> shared) override;
+  void enqueue(int layer, const MoeStep& step, at::Tensor& out) override;
+  void between_steps() override { pager_.between_steps(); }
+  bool capturable() const override { return false; }  // The host reads the routing to page.
+  int hint_depth() const override { return hint_depth_; }
+  ExpertCounters counters() const override { return pager_.counters(); }
+
+  const SlicePager& pager() const { return pager_; }
+
+ private:
+  Device& device_;
+  const ExpertGrid grid_;
+  std::unique_ptr<SliceFormat> format_;
+  const int hint_depth_;
+  SlicePager pager_;
+  std::vector<SharedExpert> shared_;
+};
+
+}  // namespace lighter::offload

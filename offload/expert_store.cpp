@@ -1,0 +1,34 @@
+#include "offload/expert_store.h"
+
+#include <numeric>
+
+namespace lighter::offload {
+
+ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home)
+    : device_(device),
+      grid_(grid),
+      offset_(grid.total_slices(), kNone),
+      layer_bytes_(grid.layers),
+      layers_(grid.layers) {
+  for (size_t i = 0; i < offset_.size(); ++i) {
+    if (!has_home[i]) continue;
+    uint64_t& used = layer_bytes_[i / grid.slices_per_layer()];
+    offset_[i] = used;
+    used += grid.slice_bytes;
+  }
+}
+
+void ExpertStore::allocate_layer(int layer) {
+  layers_[layer] = device_.allocate_host(layer_bytes_[layer], "the experts of MoE layer " + std::to_string(layer));
+}
+
+std::byte* ExpertStore::address(SliceId slice) const {
+  const uint64_t offset = offset_[grid_.index(slice)];
+  return offset == kNone ? nullptr : layers_[slice.layer].data() + offset;
+}
+
+uint64_t ExpertStore::bytes() const {
+  return std::accumulate(layer_bytes_.begin(), layer_bytes_.end(), uint64_t{0});
+}
+
+}  // namespace lighter::offload

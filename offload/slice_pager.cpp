@@ -1,0 +1,252 @@
+#include "offload/slice_pager.h"
+
+#include <algorithm>
+
+#include "runtime/error.h"
+
+namespace lighter::offload {
+
+namespace {
+
+constexpr int kMaxPrefetchesInFlight = 64;
+
+std::vector<bool> pinned_experts(const ExpertGrid& grid, const PagerOptions& options) {
+  std::vector<bool> pinned(static_cast<size_t>(grid.layers) * grid.experts);
+  for (const ExpertId id : options.pinned) pinned[static_cast<size_t>(id.layer) * grid.experts + id.expert] = true;
+  return pinned;
+}
+
+}  // namespace
+
+InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& options) {
+  const std::vector<bool> pinned = pinned_experts(grid, options);
+  InitialResidency result;
+  result.layers.resize(grid.layers);
+  result.pinned.resize(grid.total_slices());
+  result.has_home.assign(grid.total_slices(), true);
+  for (int layer = 0; layer < grid.layers; ++layer) {
+    const auto capacity = static_cast<size_t>(options.residents_per_layer[layer]);
+    auto& chosen = result.layers[layer];
+    const auto is_pinned = [&](int expert) { return pinned[static_cast<size_t>(layer) * grid.experts + expert]; };
+    for (int expert = 0; expert < grid.experts; ++expert) {
+      if (!is_pinned(expert)) continue;
+      for (int i = 0; i < grid.slices; ++i) {
+        chosen.push_back({layer, expert, i});
+        result.pinned[grid.index(chosen.back())] = true;
+      }
+    }
+    if (chosen.size() > capacity) {
+      throw CapacityError("offload.pin asks for " + std::to_string(chosen.size()) + " slices of MoE layer " +
+                          std::to_string(layer) + ", but " + std::to_string(capacity) +
+                          " can be resident there; pin fewer experts or raise offload.resident or "
+                          "memory.gpu_budget");
+    }
+    // Stripes: slice 0 of every expert, then slice 1, …
+    for (int i = 0; i < grid.slices && chosen.size() < capacity; ++i) {
+      for (int expert = 0; expert < grid.experts && chosen.size() < capacity; ++expert) {
+        if (!is_pinned(expert)) chosen.push_back({layer, expert, i});
+      }
+    }
+    const bool stays_for_ever = options.policy == PolicyKind::static_ || chosen.size() == grid.slices_per_layer();
+    std::vector<int> homeless(grid.experts);
+    for (const SliceId slice : chosen) {
+      const size_t index = grid.index(slice);
+      if (!stays_for_ever && !result.pinned[index]) continue;
+      result.has_home[index] = false;
+      result.most_homeless_of_an_expert = std::max(result.most_homeless_of_an_expert, ++homeless[slice.expert]);
+    }
+  }
+  return result;
+}
+
+SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options)
+    : device_(device),
+      grid_(grid),
+      options_(options),
+      initial_(initial_residency(grid, options)),
+      store_(device, grid, initial_.has_home),
+      slots_memory_([&] {
+        size_t slots = options.spare_slots;
+        for (const int residents : options.residents_per_layer) slots += residents;
+        return device.allocate(slots * grid.slice_bytes, "expert slots");
+      }()),
+      cache_(grid, options.residents_per_layer, options.spare_slots, make_policy(options.policy, grid),
+             device.index(), slots_memory_.data()),
+      slot_events_(cache_.slots()),
+      transfers_(device) {
+  for (auto& events : slot_events_) {
+    events.ready = device.new_event();
+    events.own_use = device.new_event();
+    events.last_use = events.own_use.get();
+  }
+  for (int layer = 0; layer < grid.layers; ++layer) layer_use_.push_back(device.new_event());
+  if (options.prefetch) {
+    prefetcher_ = std::make_unique<Prefetcher>(
+        grid, kMaxPrefetchesInFlight, [this](uint64_t step, SliceId slice, std::function<void()> ended) {
+          return start_prefetch(step, slice, std::move(ended));
+        });
+  }
+}
+
+SlicePager::~SlicePager() {
+  for (auto& events : slot_events_) {
+    if (events.prefetch) transfers_.cancel(*events.prefetch);  // Nobody waits for them any more.
+  }
+}
+
+void SlicePager::visit(int layer, std::span<const int> experts, bool streaming,
+                       const std::function<void()>& overlap, const UseSlice& use) {
+  std::vector<SliceNeed> needs;
+  {
+    std::lock_guard lock(mutex_);
+    layer_ = layer;
+    std::vector<int> dropped;
+    needs = cache_.begin_layer(layer, experts, dropped);
+    for (const int slot : dropped) cancel_prefetch(slot);
+    for (const SliceNeed& need : needs) {
+      if (need.presence != Presence::arriving) continue;
+      if (auto copy = std::exchange(slot_events_[need.slot].prefetch, nullptr)) transfers_.expedite(*copy);
+      if (!streaming) cache_.try_admit(need.slice);
+    }
+  }
+  for (const SliceNeed& need : needs) {
+    ++counters_.slices_used;
+    counters_.slices_resident += need.presence == Presence::resident;
+    counters_.slices_prefetched += need.presence == Presence::arriving;
+    counters_.slices_missed += need.presence == Presence::absent;
+  }
+
+  size_t next_fetch = 0;
+  const auto fetch_while_slots_last = [&] {
+    for (; next_fetch < needs.size(); ++next_fetch) {
+      if (needs[next_fetch].slot < 0 && !fetch(needs[next_fetch], !streaming)) break;
+    }
+  };
+  fetch_while_slots_last();
+  overlap();
+  for (size_t i = 0; i < needs.size(); ++i) {
+    SliceNeed& need = needs[i];
+    if (need.slot < 0) make_room_for(need, std::span(needs).subspan(i + 1));
+    if (need.presence != Presence::resident) wait_until_ready(need.slot);
+    use(need.slice, cache_.slot_address(need.slot));
+    if (need.presence != Presence::resident) {
+      SlotEvents& events = slot_events_[need.slot];
+      device_.compute_stream().record(*events.own_use);
+      events.last_use = events.own_use.get();
+      std::lock_guard lock(mutex_);
+      cache_.release(need.slice);
+    }
+    fetch_while_slots_last();
+  }
+  // One event for the layer's residents, instead of one for each.
+  device_.compute_stream().record(*layer_use_[layer]);
+  {
+    std::lock_guard lock(mutex_);
+    for (const SliceNeed& need : needs) {
+      if (need.presence == Presence::resident) slot_events_[need.slot].last_use = layer_use_[layer].get();
+    }
+  }
+  if (streaming && layer + 1 < grid_.layers) stream_ahead(layer + 1);
+}
+
+void SlicePager::hint(int layer, std::vector<int> experts) {
+  if (prefetcher_) prefetcher_->request(step_, layer, std::move(experts));
+}
+
+void SlicePager::between_steps() {
+  transfers_.rethrow();
+  const TransferCounters copied = transfers_.counters();
+  counters_.demand_bytes = copied.demand_bytes;
+  counters_.prefetch_bytes = copied.prefetch_bytes;
+  counters_.demand_busy_s = copied.demand_busy_s;
+  counters_.demand_busy_bytes = copied.demand_busy_bytes;
+  for (size_t i = 0; i < stalls_used_; ++i) {
+    counters_.stall_s += device_.milliseconds_between(*stalls_[i].begin, *stalls_[i].end) / 1000;
+  }
+  stalls_used_ = 0;
+  std::lock_guard lock(mutex_);
+  counters_.evictions = cache_.evictions();
+  cache_.end_step();
+  ++step_;
+  layer_ = -1;
+}
+
+bool SlicePager::consistent() const {
+  std::lock_guard lock(mutex_);
+  return cache_.consistent();
+}
+
+CopyRequest SlicePager::copy_into(int slot, SliceId slice) {
+  SlotEvents& events = slot_events_[slot];
+  return {cache_.slot_address(slot), store_.address(slice), grid_.slice_bytes, events.last_use,
+          events.ready.get()};
+}
+
+bool SlicePager::fetch(SliceNeed& need, bool admit) {
+  std::lock_guard lock(mutex_);
+  bool stolen = false;
+  const auto slot = cache_.take(need.slice, stolen);
+  if (!slot) return false;
+  if (stolen) cancel_prefetch(*slot);
+  transfers_.fetch(copy_into(*slot, need.slice));
+  if (admit) cache_.try_admit(need.slice);
+  need.slot = *slot;
+  return true;
+}
+
+// All spare slots hold slices of this layer that come later in its order: the last of them gives way.
+void SlicePager::make_room_for(SliceNeed& need, std::span<SliceNeed> later) {
+  if (fetch(need, false)) return;
+  for (size_t i = later.size(); i-- > 0;) {
+    SliceNeed& other = later[i];
+    if (other.presence != Presence::arriving || other.slot < 0) continue;
+    {
+      std::lock_guard lock(mutex_);
+      if (!cache_.give_up(other.slice)) continue;
+    }
+    counters_.prefetch_wasted_bytes += grid_.slice_bytes;
+    other.slot = -1;
+    if (fetch(need, false)) return;
+  }
+  throw CapacityError("no slot is left for a slice of MoE layer " + std::to_string(need.slice.layer) + "; " +
+                      std::to_string(cache_.spare_slots()) + " spare slots are too few");
+}
+
+void SlicePager::cancel_prefetch(int slot) {
+  auto copy = std::exchange(slot_events_[slot].prefetch, nullptr);
+  counters_.prefetch_wasted_bytes += copy ? transfers_.cancel(*copy) : grid_.slice_bytes;
+}
+
+void SlicePager::wait_until_ready(int slot) {
+  Stream& compute = device_.compute_stream();
+  const Event& ready = *slot_events_[slot].ready;
+  if (ready.passed()) {
+    compute.wait(ready);
+    return;
+  }
+  if (stalls_used_ == stalls_.size()) stalls_.push_back({device_.new_event(), device_.new_event()});
+  Stall& stall = stalls_[stalls_used_++];
+  compute.record(*stall.begin);
+  compute.wait(ready);
+  compute.record(*stall.end);
+}
+
+void SlicePager::stream_ahead(int layer) {
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < grid_.slices_per_layer(); ++i) {
+    const SliceId slice{layer, static_cast<int>(i) / grid_.slices, static_cast<int>(i) % grid_.slices};
+    if (cache_.free_slots() == 0) return;
+    if (const auto slot = cache_.take_for_prefetch(slice)) transfers_.fetch(copy_into(*slot, slice));
+  }
+}
+
+bool SlicePager::start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended) {
+  std::lock_guard lock(mutex_);
+  if (step != step_ || slice.layer <= layer_) return false;  // The guess comes too late.
+  const auto slot = cache_.take_for_prefetch(slice);
+  if (!slot) return false;
+  slot_events_[*slot].prefetch = transfers_.prefetch(copy_into(*slot, slice), std::move(ended));
+  return true;
+}
+
+}  // namespace lighter::offload

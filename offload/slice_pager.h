@@ -1,0 +1,118 @@
+// Brings the slices that a layer needs before the device, in the order of their sum. The part of ExpertPager
+// that knows no tensors.
+//
+// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come in
+// by themselves. Every slice of a step is visited exactly once, in ascending order of expert and slice.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "offload/expert_cache.h"
+#include "offload/expert_store.h"
+#include "offload/prefetcher.h"
+#include "offload/transfer_engine.h"
+#include "runtime/device/device.h"
+#include "runtime/moe/expert_counters.h"
+#include "runtime/moe/slice_source.h"
+#include "runtime/progress.h"
+
+namespace lighter::offload {
+
+struct PagerOptions {
+  std::vector<int> residents_per_layer;  // slots
+  int spare_slots = 1;
+  PolicyKind policy = PolicyKind::lru;
+  std::vector<ExpertId> pinned;  // resident for ever; they come before the others
+  bool prefetch = true;
+  int load_threads = 1;
+};
+
+// What the device holds at the start: pinned experts whole, then the same share of every other expert's
+// slices. And which slices need a home on the host: all that are not, or may not stay, on the device.
+struct InitialResidency {
+  std::vector<std::vector<SliceId>> layers;
+  std::vector<bool> pinned;    // by grid index
+  std::vector<bool> has_home;  // by grid index
+  int most_homeless_of_an_expert = 0;
+};
+// Throws CapacityError when the pinned experts of a layer do not fit.
+InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& options);
+
+// Host bytes that load() needs for a moment, beside the store.
+uint64_t load_staging_bytes(const ExpertGrid& grid, const PagerOptions& options);
+
+class SlicePager {
+ public:
+  using UseSlice = std::function<void(SliceId slice, const std::byte* address)>;
+
+  // Allocates the device slots. Throws CapacityError.
+  SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options);
+  ~SlicePager();
+
+  // Allocates the host store and fills it and the resident slots.
+  void load(const SliceSource& source, const Progress& progress);
+
+  // experts: ascending, without repeats. Queues the copies of what is missing, calls overlap() for work that
+  // can run meanwhile, then use() for each slice when the compute stream may read it.
+  // streaming: the batch needs nearly every expert, so no admission takes place, and the next layer's
+  // absent slices are queued as soon as slots are free.
+  void visit(int layer, std::span<const int> experts, bool streaming, const std::function<void()>& overlap,
+             const UseSlice& use);
+  // The coming layer will perhaps need these experts.
+  void hint(int layer, std::vector<int> experts);
+  // After the step's device work has finished: publishes the new residency, collects counters, and throws
+  // what a worker met.
+  void between_steps();
+
+  ExpertCounters counters() const { return counters_; }
+  ResidencyVersion residency() const { return cache_.residency(); }
+  const ExpertStore& store() const { return store_; }
+  bool consistent() const;
+
+ private:
+  struct SlotEvents {
+    std::unique_ptr<Event> ready;
+    std::unique_ptr<Event> own_use;
+    const Event* last_use = nullptr;
+    std::shared_ptr<PrefetchCopy> prefetch;
+  };
+  struct Stall {
+    std::unique_ptr<Event> begin;
+    std::unique_ptr<Event> end;
+  };
+
+  CopyRequest copy_into(int slot, SliceId slice);
+  bool fetch(SliceNeed& need, bool admit);
+  void make_room_for(SliceNeed& need, std::span<SliceNeed> later);
+  void cancel_prefetch(int slot);
+  void wait_until_ready(int slot);
+  void stream_ahead(int layer);
+  bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
+
+  Device& device_;
+  const ExpertGrid grid_;
+  const PagerOptions options_;
+  const InitialResidency initial_;
+  ExpertStore store_;
+  Buffer slots_memory_;
+
+  mutable std::mutex mutex_;  // guards cache_, events_[i].prefetch, step_, layer_
+  ExpertCache cache_;
+  std::vector<SlotEvents> slot_events_;
+  std::vector<std::unique_ptr<Event>> layer_use_;
+  uint64_t step_ = 0;
+  int layer_ = -1;
+
+  std::vector<Stall> stalls_;
+  size_t stalls_used_ = 0;
+  ExpertCounters counters_;
+
+  TransferEngine transfers_;
+  std::unique_ptr<Prefetcher> prefetcher_;  // last: ends first
+};
+
+}  // namespace lighter::offload

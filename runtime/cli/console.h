@@ -1,0 +1,36 @@
+// What the command line shows on stderr: log, progress with an ETA, and the reaction to Ctrl-C.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+
+#include "runtime/progress.h"
+
+namespace lighter::cli {
+
+// Set by Ctrl-C. The first one ends the work after the step at hand; a second one ends the process.
+const std::atomic<bool>& interrupted();
+void catch_ctrl_c();
+
+// One line, rewritten in place on a terminal and a line every few seconds elsewhere. Throws Interrupted after
+// Ctrl-C.
+class ProgressLine {
+ public:
+  ProgressLine();
+  ~ProgressLine();
+  void operator()(const std::string& what, uint64_t done, uint64_t total);
+  void finish();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void print(const std::string& line);
+
+  const bool terminal_;
+  std::string what_;
+  Clock::time_point begin_;
+  Clock::time_point shown_;
+  bool open_ = false;
+};
+
+}  // namespace lighter::cli

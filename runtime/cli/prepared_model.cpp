@@ -1,0 +1,176 @@
+#include "runtime/cli/prepared_model.h"
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "models/architectures.h"
+#include "models/decoder.h"
+#include "models/synthetic_source.h"
+#include "models/weights.h"
+#include "runtime/error.h"
+#include "runtime/moe/slice_format.h"
+
+namespace lighter::cli {
+namespace {
+
+// The CUDA context, kernels that libraries load, and what the driver keeps: measured below 0.8 GiB on Hopper.
+constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
+// cudaMemcpy needs no staging on the CPU; see LoadedWeights.
+constexpr uint64_t kCudaLoadStaging = uint64_t{64} << 20;
+
+models::ModelSpec spec_of(const ModelConfig& config) {
+  models::ModelSpec spec = config.is_synthetic() ? models::synthetic_spec(config.synthetic)
+                                                 : models::read_spec(config.path / "config.json");
+  if (config.layers) models::keep_layers(spec, *config.layers);
+  return spec;
+}
+
+int64_t checked_slice_width(const models::ModelSpec& spec, const Config& config) {
+  if (spec.moe_layers() == 0) return 0;
+  if (config.offload.slice_width == 0) {
+    return default_slice_width(spec.hidden, spec.expert_ffn, config.model.dtype);
+  }
+  if (spec.expert_ffn % config.offload.slice_width != 0) {
+    throw ConfigError("offload.slice_width is " + std::to_string(config.offload.slice_width) +
+                      ", which does not divide the experts' FFN width of " + std::to_string(spec.expert_ffn));
+  }
+  return config.offload.slice_width;
+}
+
+std::optional<std::vector<double>> resident_ratios(const models::ModelSpec& spec, const Resident& resident) {
+  if (std::holds_alternative<ResidentAuto>(resident)) return std::nullopt;
+  std::vector<double> ratios;
+  const auto* list = std::get_if<std::vector<double>>(&resident);
+  if (list != nullptr && list->size() != spec.layers.size()) {
+    throw ConfigError("offload.resident lists " + std::to_string(list->size()) + " ratios, but the model has " +
+                      std::to_string(spec.layers.size()) + " layers");
+  }
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.layers[i].moe_layer >= 0) ratios.push_back(list != nullptr ? (*list)[i] : std::get<double>(resident));
+  }
+  return ratios;
+}
+
+std::vector<ExpertId> pinned_experts(const models::ModelSpec& spec, const std::vector<PinSelector>& pins) {
+  std::vector<ExpertId> pinned;
+  for (const PinSelector& pin : pins) {
+    const size_t before = pinned.size();
+    if (pin.layers.max_index() >= static_cast<int>(spec.layers.size()) || pin.experts.max_index() >= spec.experts) {
+      throw ConfigError("offload.pin names layer " + std::to_string(pin.layers.max_index()) + " or expert " +
+                        std::to_string(pin.experts.max_index()) + ", but the model has " +
+                        std::to_string(spec.layers.size()) + " layers and " + std::to_string(spec.experts) +
+                        " experts in each (both count from 0)");
+    }
+    for (int layer = 0; layer < static_cast<int>(spec.layers.size()); ++layer) {
+      for (int expert = 0; expert < spec.experts; ++expert) {
+        const ExpertId id{spec.layers[layer].moe_layer, expert};
+        if (id.layer < 0 || !pin.contains(layer, expert)) continue;
+        if (std::find(pinned.begin(), pinned.end(), id) == pinned.end()) pinned.push_back(id);
+      }
+    }
+    if (pinned.size() == before && spec.moe_layers() == 0) {
+      throw ConfigError("offload.pin names experts, but " + spec.architecture + " has none");
+    }
+  }
+  return pinned;
+}
+
+offload::PolicyKind policy_kind(OffloadConfig::Policy policy) {
+  switch (policy) {
+    case OffloadConfig::Policy::static_:
+      return offload::PolicyKind::static_;
+    case OffloadConfig::Policy::lru:
+      return offload::PolicyKind::lru;
+    case OffloadConfig::Policy::lfu:
+      return offload::PolicyKind::lfu;
+  }
+  return offload::PolicyKind::lru;
+}
+
+std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Config& config) {
+  std::map<models::WeightClass, offload::PlanLine> by_class;
+  uint64_t listed_device = 0;
+  for (const models::Weight& weight : models::list_weights(model.spec)) {
+    const uint64_t bytes = weight.elements() * dtype_size(config.model.dtype);
+    auto& line = by_class[weight.weight_class];
+    const bool on_host = weight.role == models::WeightRole::embedding;
+    (on_host ? line.host_bytes : line.device_bytes) += bytes;
+    if (!on_host) listed_device += bytes;
+  }
+  std::vector<offload::PlanLine> lines;
+  for (auto& [weight_class, line] : by_class) {
+    line.what = models::weight_class_name(weight_class);
+    if (weight_class == models::WeightClass::head && model.spec.tied_head) line.what = "head and embedding";
+    if (weight_class == models::WeightClass::embedding) {
+      line.host_bytes = models::LoadedWeights::host_bytes(model.spec, config.model.dtype);
+    }
+    lines.push_back(line);
+  }
+  const uint64_t aligned = models::LoadedWeights::device_bytes(model.spec, config.model.dtype);
+  lines.push_back({"alignment", aligned - listed_device, 0});
+  lines.push_back({"KV cache", model.kv.bytes(), 0});
+  lines.push_back({"workspace", model.workspace_bytes, 0});
+  if (model.reserve_bytes > 0) lines.push_back({"reserve (CUDA context)", model.reserve_bytes, 0});
+  return lines;
+}
+
+}  // namespace
+
+PreparedModel prepare(const Config& config) {
+  PreparedModel model;
+  const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
+  const DType dtype = config.model.dtype;
+  model.spec = spec_of(config.model);
+  model.slice_width = checked_slice_width(model.spec, config);
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  // On CUDA a core stays free for the thread that feeds and awaits the GPU.
+  model.threads = config.cpu.threads > 0 ? config.cpu.threads : std::max(1, cuda ? cores - 1 : cores);
+  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block, 1, dtype);
+  model.prefill_chunk = config.memory.prefill_chunk > 0
+                            ? std::min(config.memory.prefill_chunk, config.memory.context)
+                            : models::default_prefill_chunk(model.spec, config.memory.context, cuda);
+  model.workspace_bytes = models::workspace_bytes(
+      model.spec, {model.prefill_chunk, config.memory.context, 1, dtype, model.slice_width, cuda});
+  model.reserve_bytes = cuda ? kCudaReserve : 0;
+
+  offload::PlanRequest request;
+  request.device_budget_bytes = config.memory.gpu_budget_bytes;
+  request.host_budget_bytes = config.memory.host_budget_bytes;
+  request.fixed = fixed_lines(model, config);
+  request.load_staging_bytes = cuda ? kCudaLoadStaging : 0;
+  if (model.spec.moe_layers() > 0) {
+    request.grid = {model.spec.moe_layers(), model.spec.experts,
+                    static_cast<int>(model.spec.expert_ffn / model.slice_width),
+                    dense_slice_bytes({model.spec.hidden, model.slice_width}, dtype)};
+  }
+  request.experts_per_token = model.spec.experts_per_token;
+  request.resident = resident_ratios(model.spec, config.offload.resident);
+  request.policy = policy_kind(config.offload.policy);
+  request.pinned = pinned_experts(model.spec, config.offload.pin);
+  const bool guessable = config.offload.routing.schedule == RoutingConfig::Schedule::router;
+  request.prefetch_depth = config.offload.prefetch.enabled && guessable ? config.offload.prefetch.depth : 0;
+  request.load_threads = model.threads;
+  model.plan = offload::make_plan(request);
+  return model;
+}
+
+std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir) {
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    std::ifstream in(model_dir / name);
+    if (!in) continue;
+    nlohmann::json parsed = nlohmann::json::parse(in, nullptr, false);
+    if (parsed.is_discarded()) throw CheckpointError((model_dir / name).string() + ": is not valid JSON");
+    if (parsed.contains("text_config")) parsed = parsed["text_config"];
+    const auto found = parsed.find("eos_token_id");
+    if (found == parsed.end() || found->is_null()) continue;
+    if (found->is_number_integer()) return {found->get<int64_t>()};
+    if (found->is_array()) return found->get<std::set<int64_t>>();
+    throw CheckpointError((model_dir / name).string() + ": eos_token_id must be an id or a list of ids");
+  }
+  return {};
+}
+
+}  // namespace lighter::cli

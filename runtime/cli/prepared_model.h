@@ -1,0 +1,33 @@
+// Everything that is known about a run before anything is allocated: what the model is and where its bytes go.
+#pragma once
+
+#include <filesystem>
+#include <set>
+
+#include "models/model_spec.h"
+#include "models/workspace.h"
+#include "offload/planner.h"
+#include "runtime/config/config.h"
+#include "runtime/kv/kv_cache.h"
+
+namespace lighter::cli {
+
+struct PreparedModel {
+  models::ModelSpec spec;
+  int64_t slice_width = 0;
+  int64_t prefill_chunk = 0;
+  int threads = 1;
+  KvShape kv;
+  uint64_t workspace_bytes = 0;
+  uint64_t reserve_bytes = 0;
+  offload::Plan plan;
+};
+
+// Reads config.json (or takes the preset) and plans. Throws ConfigError, CheckpointError; a plan that does not
+// fit is returned, not thrown.
+PreparedModel prepare(const Config& config);
+
+// Ids that end a text: generation_config.json's eos_token_id, else config.json's.
+std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir);
+
+}  // namespace lighter::cli

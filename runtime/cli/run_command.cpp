@@ -1,0 +1,156 @@
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "runtime/bytes.h"
+#include "runtime/cli/commands.h"
+#include "runtime/cli/console.h"
+#include "runtime/cli/session.h"
+#include "runtime/engine/generator.h"
+#include "runtime/error.h"
+#include "runtime/tokenizer/chat.h"
+#include "runtime/units.h"
+
+namespace lighter::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kInterruptedExit = 130;  // as shells report Ctrl-C
+constexpr int kSyntheticPrompt = 16;
+
+std::vector<int64_t> chat_ids(const Tokenizer& tokenizer, const RunOptions& options) {
+  const auto format = detect_chat_format(tokenizer);
+  if (!format) {
+    throw ConfigError("--chat: the model's tokenizer has neither Llama 4's nor Llama 3's chat tokens; it is a base "
+                      "model or of another family: leave --chat out");
+  }
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  messages.push_back({"user", options.prompt});
+  return tokenizer.encode(render_chat(*format, messages, true), false);
+}
+
+std::vector<int64_t> prompt_ids(const Session& session, const RunOptions& options) {
+  if (!options.prompt_ids.empty()) return {options.prompt_ids.begin(), options.prompt_ids.end()};
+  const Tokenizer* tokenizer = session.tokenizer();
+  if (tokenizer == nullptr) {
+    if (options.prompt_given || options.chat) {
+      throw ConfigError("there is no tokenizer (synthetic weights have none, and a folder needs tokenizer.json); "
+                        "give the prompt as --prompt-ids 1,2,3");
+    }
+    std::vector<int64_t> ids(kSyntheticPrompt);
+    std::iota(ids.begin(), ids.end(), 1);
+    return ids;
+  }
+  if (options.chat) return chat_ids(*tokenizer, options);
+  auto ids = tokenizer->encode(options.prompt, true);
+  if (ids.empty()) throw ConfigError("there is no prompt; give one with --prompt TEXT or --prompt-ids 1,2,3");
+  return ids;
+}
+
+GenerateRequest make_request(const Config& config, const PreparedModel& model, const Session& session,
+                             const RunOptions& options) {
+  const GenerateConfig& generate = config.generate;
+  GenerateRequest request;
+  request.prompt = prompt_ids(session, options);
+  request.max_tokens = options.max_tokens >= 0 ? options.max_tokens : generate.max_tokens;
+  request.prefill_chunk = model.prefill_chunk;
+  request.sampling = {generate.temperature, generate.top_k, generate.top_p, generate.min_p, generate.seed};
+  if (!generate.ignore_eos) request.stop_tokens = session.stop_tokens();
+  request.stop = generate.stop;
+  request.logprobs = options.logprobs;
+  return request;
+}
+
+Json logprobs_json(const GenerateResult& result) {
+  Json all = Json::array();
+  for (const auto& token : result.logprobs) {
+    Json entries = Json::array();
+    for (const auto& [id, logprob] : token) entries.push_back({{"id", id}, {"logprob", logprob}});
+    all.push_back(entries);
+  }
+  return all;
+}
+
+void print_json(const Config& config, const Session& session, const GenerateRequest& request,
+                const GenerateResult& result, const ExpertCounters& counters) {
+  const Json json = {{"prompt_ids", request.prompt},
+                     {"ids", result.ids},
+                     {"text", result.text},
+                     {"finish_reason", finish_reason_name(result.finish)},
+                     {"logprobs", logprobs_json(result)},
+                     {"prefill_tokens_per_s", result.prefill_tokens_per_s()},
+                     {"decode_tokens_per_s", result.decode_tokens_per_s()},
+                     {"time_to_first_token_s", result.time_to_first_token_s},
+                     {"device_peak_bytes", session.device_peak_bytes()},
+                     {"host_peak_bytes", session.host_peak_bytes()},
+                     {"workspace_peak_bytes", session.workspace_peak_bytes()},
+                     {"hit_rate", counters.hit_rate()},
+                     {"slices_used", counters.slices_used},
+                     {"slices_resident", counters.slices_resident},
+                     {"slices_prefetched", counters.slices_prefetched},
+                     {"slices_missed", counters.slices_missed},
+                     {"bytes_moved", counters.bytes_moved()},
+                     {"prefetch_bytes", counters.prefetch_bytes},
+                     {"prefetch_wasted_bytes", counters.prefetch_wasted_bytes},
+                     {"stall_s", counters.stall_s},
+                     {"copy_busy_s", counters.demand_busy_s},
+                     {"copy_busy_bytes", counters.demand_busy_bytes},
+                     {"synthetic", config.model.is_synthetic()}};
+  std::printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+void print_summary(const Config& config, const PreparedModel& model, Session& session,
+                   const GenerateResult& result, const ExpertCounters& counters) {
+  std::fprintf(stderr, "\n\n%s%s, %s, on %s: %lld + %zu tokens (%s)\n", model.spec.architecture.c_str(),
+               config.model.is_synthetic() ? " with synthetic weights" : "",
+               std::string(dtype_name(config.model.dtype)).c_str(), session.device().name().c_str(),
+               static_cast<long long>(result.prompt_tokens), result.ids.size(), finish_reason_name(result.finish));
+  std::fprintf(stderr, "  prefill   %.1f tokens/s, first token after %s\n", result.prefill_tokens_per_s(),
+               format_seconds(result.time_to_first_token_s).c_str());
+  std::fprintf(stderr, "  decode    %.1f tokens/s\n", result.decode_tokens_per_s());
+  std::fprintf(stderr, "  memory    device %s of %s, host %s of %s at peak\n",
+               format_bytes(session.device_peak_bytes()).c_str(), format_bytes(config.memory.gpu_budget_bytes).c_str(),
+               format_bytes(session.host_peak_bytes()).c_str(), format_bytes(config.memory.host_budget_bytes).c_str());
+  if (counters.slices_used == 0) return;
+  std::fprintf(stderr, "  experts   %.1f %% of their slices resident, hit rate %.1f %%\n",
+               100 * model.plan.resident_share, 100 * counters.hit_rate());
+  if (model.plan.all_resident) return;
+  std::fprintf(stderr, "  paging    %s moved (%s on a guess), %s waiting for slices\n",
+               format_bytes(counters.bytes_moved()).c_str(), format_bytes(counters.prefetch_bytes).c_str(),
+               format_seconds(counters.stall_s).c_str());
+}
+
+}  // namespace
+
+int run_command(const RunOptions& options) {
+  const Config config = load_config(options.common.config, options.common.overrides);
+  const PreparedModel model = prepare(config);
+  ProgressLine progress;
+  Session session(config, model, std::ref(progress));
+  progress.finish();
+  const GenerateRequest request = make_request(config, model, session, options);
+
+  Generator generator(session.decoder(), session.tokenizer(), interrupted());
+  const bool json = options.common.json;
+  const auto result = generator.generate(request, [&](const std::string& text) {
+    if (json) return;
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+  });
+  const ExpertCounters counters = session.counters();
+  if (json) {
+    print_json(config, session, request, result, counters);
+  } else {
+    if (session.tokenizer() == nullptr) {
+      for (const int64_t id : result.ids) std::printf("%lld ", static_cast<long long>(id));
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+    print_summary(config, model, session, result, counters);
+  }
+  return result.finish == FinishReason::interrupted ? kInterruptedExit : 0;
+}
+
+}  // namespace lighter::cli

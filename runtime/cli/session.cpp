@@ -1,0 +1,107 @@
+#include "runtime/cli/session.h"
+
+#include <tbb/global_control.h>
+
+#include <algorithm>
+
+#include "models/checkpoint_source.h"
+#include "models/synthetic_source.h"
+#include "offload/expert_pager.h"
+#include "runtime/error.h"
+#include "runtime/moe/resident_experts.h"
+
+namespace lighter::cli {
+namespace {
+
+std::unique_ptr<Device> make_device(const Config& config) {
+  const MemoryConfig& memory = config.memory;
+  if (config.device.kind == DeviceConfig::Kind::cpu) {
+    return make_cpu_device(memory.gpu_budget_bytes, memory.host_budget_bytes);
+  }
+  return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
+}
+
+models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec) {
+  switch (routing.schedule) {
+    case RoutingConfig::Schedule::router:
+      return {};
+    case RoutingConfig::Schedule::uniform:
+      return models::uniform_schedule(spec.experts, spec.experts_per_token, routing.seed);
+    case RoutingConfig::Schedule::zipf:
+      return models::zipf_schedule(spec.experts, spec.experts_per_token, spec.moe_layers(), routing.zipf_s,
+                                   routing.seed);
+  }
+  return {};
+}
+
+// Loads the routed experts behind the executor that the plan asks for.
+std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model, const Config& config,
+                                              const models::TensorSource& source, const Progress& progress) {
+  const models::ModelSpec& spec = model.spec;
+  auto format = make_dense_format({spec.hidden, model.slice_width}, config.model.dtype);
+  const ExpertGrid grid{spec.moe_layers(), spec.experts, static_cast<int>(spec.expert_ffn / model.slice_width),
+                        format->slice_bytes()};
+  if (model.plan.all_resident) {
+    auto resident = std::make_unique<ResidentExperts>(device, grid, std::move(format));
+    resident->load(source, progress);
+    return resident;
+  }
+  const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
+  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth);
+  pager->load(source, progress);
+  return pager;
+}
+
+std::string joined(const std::vector<std::string>& problems) {
+  std::string text = "the model does not fit:";
+  for (const std::string& problem : problems) text += "\n  " + problem;
+  return text;
+}
+
+}  // namespace
+
+struct Session::Threads {
+  explicit Threads(int count) : limit(tbb::global_control::max_allowed_parallelism, count) {}
+  tbb::global_control limit;
+};
+
+Session::Session(const Config& config, const PreparedModel& model, const Progress& progress,
+                 models::RoutingSchedule schedule)
+    : spec_(model.spec) {
+  if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
+  // What is cheap to find wrong comes first.
+  if (!config.model.is_synthetic()) {
+    if (std::filesystem::exists(config.model.path / "tokenizer.json")) {
+      tokenizer_.emplace(Tokenizer::load(config.model.path));
+    }
+    stop_tokens_ = read_stop_tokens(config.model.path);
+    source_ = std::make_unique<models::CheckpointSource>(config.model.path, spec_, config.model.dtype,
+                                                         model.slice_width);
+  } else {
+    source_ = std::make_unique<models::SyntheticSource>(spec_, config.model.dtype, model.slice_width,
+                                                        config.model.seed);
+  }
+  threads_ = std::make_unique<Threads>(model.threads);
+  device_ = make_device(config);
+  device_->device_budget().take(model.reserve_bytes, "the reserve");
+  torch_ = std::make_unique<TorchScope>(*device_, model.workspace_bytes, model.threads);
+  weights_ = std::make_unique<models::LoadedWeights>(*device_, spec_, *source_, config.model.dtype, progress);
+  kv_ = std::make_unique<KvCache>(*device_, model.kv);
+  if (spec_.moe_layers() > 0) {
+    executor_ = make_executor(*device_, model, config, *source_, progress);
+    executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
+    if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
+  }
+  decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule), *device_,
+                                               config.model.dtype);
+}
+
+Session::~Session() = default;
+
+uint64_t Session::device_peak_bytes() const {
+  const uint64_t entered = device_->device_budget().peak_bytes();
+  if (!device_->is_cuda()) return entered - torch_->workspace_bytes() + torch_->peak_bytes();
+  return device_->driver_used_bytes();
+}
+
+}  // namespace lighter::cli

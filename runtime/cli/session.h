@@ -1,0 +1,57 @@
+// The composition root: builds device, weights, cache, executor and decoder as planned, in an order in which no
+// budget is passed, and takes them down in the opposite order.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "models/decoder.h"
+#include "models/routing_schedule.h"
+#include "models/tensor_source.h"
+#include "runtime/cli/prepared_model.h"
+#include "runtime/device/device.h"
+#include "runtime/moe/expert_executor.h"
+#include "runtime/progress.h"
+#include "runtime/tokenizer/tokenizer.h"
+#include "runtime/torch/torch_scope.h"
+
+namespace lighter::cli {
+
+class Session {
+ public:
+  // Throws CapacityError when the plan does not fit, before anything is allocated.
+  // schedule: who chooses the experts; empty: what the configuration says.
+  Session(const Config& config, const PreparedModel& model, const Progress& progress,
+          models::RoutingSchedule schedule = {});
+  ~Session();
+
+  models::Decoder& decoder() { return *decoder_; }
+  Device& device() { return *device_; }
+  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+  const std::set<int64_t>& stop_tokens() const { return stop_tokens_; }
+  ExpertCounters counters() const { return executor_ ? executor_->counters() : ExpertCounters(); }
+
+  // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the driver
+  // says is in use; nothing is given back before the session ends, so that is the peak.
+  uint64_t device_peak_bytes() const;
+  uint64_t host_peak_bytes() const { return device_->host_budget().peak_bytes(); }
+  uint64_t workspace_peak_bytes() const { return torch_->peak_bytes(); }
+
+ private:
+  struct Threads;
+
+  std::unique_ptr<Threads> threads_;
+  std::unique_ptr<Device> device_;
+  std::optional<Tokenizer> tokenizer_;
+  std::set<int64_t> stop_tokens_;
+  models::ModelSpec spec_;
+  std::unique_ptr<TorchScope> torch_;
+  std::unique_ptr<models::TensorSource> source_;
+  std::unique_ptr<models::LoadedWeights> weights_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ExpertExecutor> executor_;
+  std::unique_ptr<models::Decoder> decoder_;
+};
+
+}  // namespace lighter::cli

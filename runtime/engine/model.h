@@ -1,0 +1,24 @@
+// What the engine needs of a model. models/Decoder is one.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "runtime/engine/step.h"
+
+namespace lighter {
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // Logits in fp32 on the host, [rows, vocab]: one row for each sequence, or each token with all_logits.
+  virtual at::Tensor forward(const Step& step) = 0;
+  // How many tokens from this position on a step may hold at most for one sequence.
+  virtual int64_t max_tokens_from(int64_t position) const = 0;
+  virtual int64_t context() const = 0;
+  virtual int64_t vocab() const = 0;
+  // Forgets a sequence: its slot may begin another.
+  virtual void release(int sequence) = 0;
+};
+
+}  // namespace lighter

@@ -1,0 +1,50 @@
+#include "runtime/moe/resident_experts.h"
+
+#include "runtime/moe/routed_sum.h"
+#include "runtime/moe/swiglu.h"
+
+namespace lighter {
+
+ResidentExperts::ResidentExperts(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format)
+    : device_(device),
+      grid_(grid),
+      format_(std::move(format)),
+      memory_(device.allocate(grid.total_bytes(), "experts")) {}
+
+void ResidentExperts::load(const SliceSource& source, const Progress& progress) {
+  const Buffer staging = device_.allocate_host(grid_.expert_bytes(), "staging for loading");
+  const auto stream = device_.new_copy_stream();
+  std::vector<std::byte*> targets;
+  for (int i = 0; i < grid_.slices; ++i) targets.push_back(staging.data() + i * grid_.slice_bytes);
+  uint64_t done = 0;
+  for (int layer = 0; layer < grid_.layers; ++layer) {
+    for (int expert = 0; expert < grid_.experts; ++expert) {
+      source.read_expert({layer, expert}, targets);
+      stream->copy(memory_.data() + done, staging.data(), grid_.expert_bytes());
+      stream->synchronize();
+      done += grid_.expert_bytes();
+      progress("experts", done, grid_.total_bytes());
+    }
+  }
+}
+
+void ResidentExperts::prepare(const StepLimits&, std::vector<SharedExpert> shared) {
+  shared_ = std::move(shared);
+}
+
+void ResidentExperts::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
+  const HostRouting routing = group_by_expert(step.experts.cpu(), grid_.experts);
+  at::Tensor shared;
+  if (!shared_.empty()) shared = swiglu(step.hidden, shared_[layer].gate_up, shared_[layer].down);
+  RoutedSum sum(device_, *format_, step, routing);
+  for (const int expert : routing.experts) {
+    for (int i = 0; i < grid_.slices; ++i) {
+      sum.add(expert, memory_.data() + grid_.index({layer, expert, i}) * grid_.slice_bytes);
+    }
+  }
+  sum.finish(shared, out);
+  counters_.slices_used += routing.experts.size() * grid_.slices;
+  counters_.slices_resident += routing.experts.size() * grid_.slices;
+}
+
+}  // namespace lighter

@@ -1,0 +1,57 @@
+#include "runtime/moe/slice_format.h"
+
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+
+#include "runtime/moe/swiglu.h"
+#include "runtime/torch/tensors.h"
+
+namespace lighter {
+namespace {
+
+class DenseFormat : public SliceFormat {
+ public:
+  DenseFormat(SliceShape shape, DType dtype) : shape_(shape), dtype_(dtype) {}
+
+  uint64_t slice_bytes() const override { return dense_slice_bytes(shape_, dtype_); }
+
+  void accumulate(const Device& device, const std::byte* slice, const at::Tensor& x,
+                  at::Tensor& sum) const override {
+    const auto [hidden, width] = shape_;
+    const at::Tensor gate_up = view_of(slice, {2 * width, hidden}, device, dtype_);
+    const at::Tensor down =
+        view_of(slice + 2 * width * hidden * dtype_size(dtype_), {hidden, width}, device, dtype_);
+    sum.add_(swiglu(x, gate_up, down));
+  }
+
+ private:
+  SliceShape shape_;
+  DType dtype_;
+};
+
+}  // namespace
+
+uint64_t dense_slice_bytes(SliceShape shape, DType dtype) {
+  return 3 * static_cast<uint64_t>(shape.hidden) * shape.width * dtype_size(dtype);
+}
+
+std::unique_ptr<SliceFormat> make_dense_format(SliceShape shape, DType dtype) {
+  return std::make_unique<DenseFormat>(shape, dtype);
+}
+
+int64_t default_slice_width(int64_t hidden, int64_t expert_ffn, DType dtype) {
+  constexpr uint64_t target_bytes = uint64_t{8} << 20;
+  constexpr int64_t unit = 256;
+  const int64_t most = std::max<int64_t>(1, expert_ffn / 4);
+  int64_t best = 0;
+  for (int64_t width = 1; width <= most; ++width) {
+    if (expert_ffn % width != 0) continue;
+    const bool aligned = width % unit == 0 || expert_ffn % unit != 0 || most < unit;
+    if (!aligned) continue;
+    if (best == 0 || dense_slice_bytes({hidden, width}, dtype) <= target_bytes) best = width;
+  }
+  return best;
+}
+
+}  // namespace lighter

@@ -1,0 +1,44 @@
+// How a slice's weights lie in memory, and the kernel that computes with them: the one layout serves disk,
+// host, DMA and device. Other formats (quantized ones) are further implementations.
+//
+// A slice covers `width` of an expert's FFN rows. Logically it holds gate [width, hidden], up [width, hidden]
+// and down [hidden, width], and adds down · (silu(gate · x) * (up · x)) to the expert's output.
+// Immutable; thread-safe.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <memory>
+
+#include "runtime/device/device.h"
+#include "runtime/dtype.h"
+
+namespace lighter {
+
+struct SliceShape {
+  int64_t hidden = 0;
+  int64_t width = 0;
+};
+
+class SliceFormat {
+ public:
+  virtual ~SliceFormat() = default;
+
+  virtual uint64_t slice_bytes() const = 0;
+
+  // Enqueues sum += this slice's output for x. slice: device address of a packed slice.
+  // x: [tokens, hidden] in the model's dtype; sum: [tokens, hidden] fp32.
+  virtual void accumulate(const Device& device, const std::byte* slice, const at::Tensor& x,
+                          at::Tensor& sum) const = 0;
+};
+
+// gate [width, hidden], up [width, hidden], down [hidden, width], row by row, without padding.
+uint64_t dense_slice_bytes(SliceShape shape, DType dtype);
+std::unique_ptr<SliceFormat> make_dense_format(SliceShape shape, DType dtype);
+
+// FFN rows to a slice when the configuration leaves it open: about 8 MiB, so that PCIe runs at its full rate
+// (LIMITS in the README), 256 or a multiple where the expert's width allows, and at least 4 slices an expert.
+int64_t default_slice_width(int64_t hidden, int64_t expert_ffn, DType dtype);
+
+}  // namespace lighter

@@ -1,0 +1,12 @@
+// The gated feed-forward network of all supported models: down · (silu(gate · x) * (up · x)).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace lighter {
+
+// x: [tokens, hidden]; gate_up: [2 · ffn, hidden], gate rows first; down: [hidden, ffn]. Returns
+// [tokens, hidden], everything in x's dtype, each product rounded to it.
+at::Tensor swiglu(const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& down);
+
+}  // namespace lighter

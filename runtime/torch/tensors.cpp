@@ -1,0 +1,46 @@
+#include "runtime/torch/tensors.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <cstring>
+
+namespace lighter {
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::fp32:
+      return at::kFloat;
+    case DType::bf16:
+      return at::kBFloat16;
+    case DType::fp16:
+      return at::kHalf;
+  }
+  return at::kFloat;
+}
+
+at::Device torch_device(const Device& device) {
+  return device.is_cuda() ? at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device.index()))
+                          : at::Device(at::kCPU);
+}
+
+at::TensorOptions tensor_options(const Device& device, DType dtype) {
+  return at::TensorOptions().device(torch_device(device)).dtype(scalar_type(dtype));
+}
+
+at::Tensor view_of(const void* data, at::IntArrayRef shape, const Device& device, DType dtype) {
+  const auto options = tensor_options(device, dtype);
+  return at::from_blob(const_cast<void*>(data), shape, [](void*) {}, options, options.device());
+}
+
+at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype) {
+  return at::from_blob(const_cast<void*>(data), shape, at::TensorOptions().dtype(scalar_type(dtype)));
+}
+
+at::Tensor to_device(std::span<const int64_t> values, const Device& device) {
+  at::Tensor host = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  std::memcpy(host.data_ptr(), values.data(), values.size_bytes());
+  return device.is_cuda() ? host.to(torch_device(device)) : host;
+}
+
+}  // namespace lighter
