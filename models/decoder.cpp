@@ -60,7 +60,7 @@ at::Tensor Decoder::logits(const at::Tensor& hidden, const Step& step) const {
     rows = hidden.index_select(0, to_device(last, device_));
   }
   const at::Tensor normed = rms_norm(rows, weights_.at(WeightRole::final_norm), spec_.norm_eps);
-  return at::mm(normed, weights_.at(WeightRole::head).t()).cpu().to(at::kFloat);
+  return at::mm(normed, weights_.at(WeightRole::head).t()).to(at::kFloat).cpu();
 }
 
 // A chunk's keys are overwritten by the next one's, so a step ends with the chunk.

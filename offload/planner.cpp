@@ -61,6 +61,7 @@ class Planner {
     if (grid_.layers == 0) {
       plan_.all_resident = true;
       plan_.resident_share = 1;
+      plan_.lines.push_back({"staging for loading", 0, request_.load_staging_bytes});
     } else {
       place_experts();
     }

