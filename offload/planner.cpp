@@ -65,6 +65,7 @@ class Planner {
     } else {
       place_experts();
     }
+    std::erase_if(plan_.lines, [](const PlanLine& line) { return line.device_bytes + line.host_bytes == 0; });
     for (const PlanLine& line : plan_.lines) {
       plan_.device_bytes += line.device_bytes;
       plan_.host_bytes += line.host_bytes;

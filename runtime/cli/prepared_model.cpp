@@ -54,25 +54,26 @@ std::optional<std::vector<double>> resident_ratios(const models::ModelSpec& spec
   return ratios;
 }
 
+void check_pin(const char* what, int index, int count) {
+  if (index < count) return;
+  throw ConfigError("offload.pin names " + std::string(what) + " " + std::to_string(index) + ", but the model has " +
+                    std::to_string(count) + (count == 0 ? "" : ", counted from 0"));
+}
+
 std::vector<ExpertId> pinned_experts(const models::ModelSpec& spec, const std::vector<PinSelector>& pins) {
   std::vector<ExpertId> pinned;
+  if (!pins.empty() && spec.moe_layers() == 0) {
+    throw ConfigError("offload.pin names experts, but " + spec.architecture + " is a dense model and has none");
+  }
   for (const PinSelector& pin : pins) {
-    const size_t before = pinned.size();
-    if (pin.layers.max_index() >= static_cast<int>(spec.layers.size()) || pin.experts.max_index() >= spec.experts) {
-      throw ConfigError("offload.pin names layer " + std::to_string(pin.layers.max_index()) + " or expert " +
-                        std::to_string(pin.experts.max_index()) + ", but the model has " +
-                        std::to_string(spec.layers.size()) + " layers and " + std::to_string(spec.experts) +
-                        " experts in each (both count from 0)");
-    }
+    check_pin("layer", pin.layers.max_index(), static_cast<int>(spec.layers.size()));
+    check_pin("expert", pin.experts.max_index(), spec.experts);
     for (int layer = 0; layer < static_cast<int>(spec.layers.size()); ++layer) {
       for (int expert = 0; expert < spec.experts; ++expert) {
         const ExpertId id{spec.layers[layer].moe_layer, expert};
         if (id.layer < 0 || !pin.contains(layer, expert)) continue;
         if (std::find(pinned.begin(), pinned.end(), id) == pinned.end()) pinned.push_back(id);
       }
-    }
-    if (pinned.size() == before && spec.moe_layers() == 0) {
-      throw ConfigError("offload.pin names experts, but " + spec.architecture + " has none");
     }
   }
   return pinned;
@@ -110,7 +111,7 @@ std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Con
     lines.push_back(line);
   }
   const uint64_t aligned = models::LoadedWeights::device_bytes(model.spec, config.model.dtype);
-  lines.push_back({"alignment", aligned - listed_device, 0});
+  if (aligned > listed_device) lines.push_back({"alignment", aligned - listed_device, 0});
   lines.push_back({"KV cache", model.kv.bytes(), 0});
   lines.push_back({"workspace", model.workspace_bytes, 0});
   if (model.reserve_bytes > 0) lines.push_back({"reserve (CUDA context)", model.reserve_bytes, 0});
