@@ -24,6 +24,28 @@ Decoder::Decoder(const ModelSpec& spec, const LoadedWeights& weights, KvCache& k
 }
 
 at::Tensor Decoder::forward(const Step& step) {
+  at::Tensor rows = hidden_states(step);
+  if (!step.all_logits) {
+    std::vector<int64_t> last;
+    for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
+    rows = rows.index_select(0, to_device(last, device_));
+  }
+  at::Tensor result = logits(rows);  // waits for the device
+  if (executor_ != nullptr) executor_->between_steps();
+  return result;
+}
+
+void Decoder::forward_all(const Step& step, int64_t rows,
+                          const std::function<void(int64_t first, const at::Tensor& logits)>& on_logits) {
+  const at::Tensor hidden = hidden_states(step);
+  for (int64_t first = 0; first < hidden.size(0); first += rows) {
+    on_logits(first, logits(hidden.narrow(0, first, std::min(rows, hidden.size(0) - first))));
+  }
+  if (executor_ != nullptr) executor_->between_steps();
+}
+
+// [tokens, hidden], before the last norm.
+at::Tensor Decoder::hidden_states(const Step& step) {
   const KvCache::StepIndex index = kv_.index(step);
   const AttentionStep attention_step = attention_.begin_step(step, index);
   at::Tensor x = embed(step);  // [tokens, hidden]
@@ -32,9 +54,7 @@ at::Tensor Decoder::forward(const Step& step) {
     x = x.add(attention_.forward(layer, normed, attention_step));
     x = x.add(feed_forward(layer, x, step));
   }
-  at::Tensor result = logits(x, step);  // waits for the device
-  if (executor_ != nullptr) executor_->between_steps();
-  return result;
+  return x;
 }
 
 at::Tensor Decoder::embed(const Step& step) const {
@@ -52,14 +72,8 @@ at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const St
   return swiglu(x, weights_.at(WeightRole::dense_gate_up, layer), weights_.at(WeightRole::dense_down, layer));
 }
 
-at::Tensor Decoder::logits(const at::Tensor& hidden, const Step& step) const {
-  at::Tensor rows = hidden;
-  if (!step.all_logits) {
-    std::vector<int64_t> last;
-    for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
-    rows = hidden.index_select(0, to_device(last, device_));
-  }
-  const at::Tensor normed = rms_norm(rows, weights_.at(WeightRole::final_norm), spec_.norm_eps);
+at::Tensor Decoder::logits(const at::Tensor& hidden) const {
+  const at::Tensor normed = rms_norm(hidden, weights_.at(WeightRole::final_norm), spec_.norm_eps);
   return at::mm(normed, weights_.at(WeightRole::head).t()).to(at::kFloat).cpu();
 }
 

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 #include "models/attention.h"
 #include "models/model_spec.h"
 #include "models/moe_block.h"
@@ -20,15 +22,22 @@ class Decoder : public Model {
           RoutingSchedule schedule, Device& device, DType dtype);
 
   at::Tensor forward(const Step& step) override;
+  // The logits of every token of the step, `rows` tokens at a time, so that they need not fit all at once.
+  // on_logits: the first token's place in the step; [up to rows, vocab] in fp32 on the host.
+  void forward_all(const Step& step, int64_t rows,
+                   const std::function<void(int64_t first, const at::Tensor& logits)>& on_logits);
   int64_t max_tokens_from(int64_t position) const override;
   int64_t context() const override { return kv_.shape().context; }
   int64_t vocab() const override { return spec_.vocab; }
   void release(int sequence) override { kv_.release(sequence); }
+  // Watches the routing of the steps to come; null ends it. Not for a model without MoE layers.
+  void observe(RoutingObserver* observer) { moe_.value().observe(observer); }
 
  private:
   at::Tensor embed(const Step& step) const;
   at::Tensor feed_forward(int layer, const at::Tensor& residual, const Step& step) const;
-  at::Tensor logits(const at::Tensor& hidden, const Step& step) const;
+  at::Tensor hidden_states(const Step& step);
+  at::Tensor logits(const at::Tensor& hidden) const;
 
   const ModelSpec& spec_;
   const LoadedWeights& weights_;

@@ -24,13 +24,19 @@ MoeBlock::MoeBlock(const ModelSpec& spec, const LoadedWeights& weights, ExpertEx
                    RoutingSchedule schedule, Device& device)
     : spec_(spec), weights_(weights), executor_(executor), schedule_(std::move(schedule)), device_(device) {}
 
-at::Tensor MoeBlock::forward(int layer, const at::Tensor& residual, const at::Tensor& x, const Step& step) const {
+at::Tensor MoeBlock::forward(int layer, const at::Tensor& residual, const at::Tensor& x,
+                             const Step& step) const {
   const int moe_layer = spec_.layers[layer].moe_layer;
   const at::Tensor logits = at::mm(x, weights_.at(WeightRole::router, layer).t());
   const Routing routing = route(spec_.router, logits, spec_.experts_per_token,
                                 schedule_ ? scheduled(moe_layer, step) : at::Tensor());
+  if (observer_ != nullptr) {
+    observer_->routed(moe_layer, step, logits, routing.experts);
+    report_guesses(layer, residual);
+  }
   at::Tensor out = at::empty_like(x);
-  executor_.enqueue(moe_layer, {x, routing.experts, routing.weights, spec_.weight_on, hints(layer, residual)}, out);
+  executor_.enqueue(moe_layer, {x, routing.experts, routing.weights, spec_.weight_on, hints(layer, residual)},
+                    out);
   return out;
 }
 
@@ -41,19 +47,32 @@ at::Tensor MoeBlock::scheduled(int moe_layer, const Step& step) const {
   return to_device(experts, device_).view({static_cast<int64_t>(step.tokens.size()), k});
 }
 
-// The residual stream changes little from layer to layer, so the coming layers' own routers, applied to what is
-// there now, are a good guess of what they will choose. A schedule cannot be guessed that way.
+// The residual stream changes little from layer to layer, so the coming layers' own routers, applied to what
+// is there now, are a good guess of what they will choose.
+at::Tensor MoeBlock::guess(int layer, const at::Tensor& residual) const {
+  const at::Tensor x = rms_norm(residual, weights_.at(WeightRole::ffn_norm, layer), spec_.norm_eps);
+  return at::mm(x, weights_.at(WeightRole::router, layer).t());
+}
+
+// A schedule cannot be guessed that way.
 std::vector<RoutingHint> MoeBlock::hints(int layer, const at::Tensor& residual) const {
   std::vector<RoutingHint> hints;
   if (schedule_) return hints;
   const int last = std::min(layer + executor_.hint_depth(), static_cast<int>(spec_.layers.size()) - 1);
   for (int ahead = layer + 1; ahead <= last; ++ahead) {
     if (spec_.layers[ahead].moe_layer < 0) continue;
-    const at::Tensor x = rms_norm(residual, weights_.at(WeightRole::ffn_norm, ahead), spec_.norm_eps);
-    const at::Tensor logits = at::mm(x, weights_.at(WeightRole::router, ahead).t());
-    hints.push_back({spec_.layers[ahead].moe_layer, std::get<1>(at::topk(logits, spec_.experts_per_token, -1))});
+    const at::Tensor best = std::get<1>(at::topk(guess(ahead, residual), spec_.experts_per_token, -1));
+    hints.push_back({spec_.layers[ahead].moe_layer, best});
   }
   return hints;
+}
+
+void MoeBlock::report_guesses(int layer, const at::Tensor& residual) const {
+  for (const int depth : observer_->guess_depths()) {
+    const size_t ahead = static_cast<size_t>(layer) + depth;
+    if (ahead >= spec_.layers.size() || spec_.layers[ahead].moe_layer < 0) continue;
+    observer_->guessed(spec_.layers[ahead].moe_layer, depth, guess(static_cast<int>(ahead), residual));
+  }
 }
 
 std::vector<SharedExpert> shared_experts(const ModelSpec& spec, const LoadedWeights& weights) {

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "models/model_spec.h"
+#include "models/routing_observer.h"
 #include "models/routing_schedule.h"
 #include "models/weights.h"
 #include "runtime/engine/step.h"
@@ -23,22 +24,28 @@ Routing route(RouterKind kind, const at::Tensor& logits, int k, const at::Tensor
 class MoeBlock {
  public:
   // schedule may be empty: then the router chooses.
-  MoeBlock(const ModelSpec& spec, const LoadedWeights& weights, ExpertExecutor& executor, RoutingSchedule schedule,
-           Device& device);
+  MoeBlock(const ModelSpec& spec, const LoadedWeights& weights, ExpertExecutor& executor,
+           RoutingSchedule schedule, Device& device);
 
   // residual: [tokens, hidden] before the norm, from which the coming layers' routing is guessed;
   // x: the same, normed. Returns [tokens, hidden].
   at::Tensor forward(int layer, const at::Tensor& residual, const at::Tensor& x, const Step& step) const;
 
+  // Null: nobody watches. It must outlive the block or be taken back.
+  void observe(RoutingObserver* observer) { observer_ = observer; }
+
  private:
   at::Tensor scheduled(int moe_layer, const Step& step) const;
+  at::Tensor guess(int layer, const at::Tensor& residual) const;
   std::vector<RoutingHint> hints(int layer, const at::Tensor& residual) const;
+  void report_guesses(int layer, const at::Tensor& residual) const;
 
   const ModelSpec& spec_;
   const LoadedWeights& weights_;
   ExpertExecutor& executor_;
   const RoutingSchedule schedule_;
   Device& device_;
+  RoutingObserver* observer_ = nullptr;
 };
 
 // The shared experts' weights in the order of the MoE layers; empty where the model has none.

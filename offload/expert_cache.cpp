@@ -64,10 +64,10 @@ std::vector<SliceNeed> ExpertCache::begin_layer(int layer, std::span<const int> 
       }
     }
   }
-  // What was prefetched for this layer (or, after a skipped layer, for an earlier one) and is not needed goes.
+  // What was prefetched for this layer (or, where a step broke off, for an earlier one) and is not needed goes.
   std::erase_if(prefetched_, [&](int slot) {
     if (!slots_[slot].prefetched) return true;
-    if (slots_[slot].slice.layer != layer) return false;
+    if (slots_[slot].slice.layer > layer) return false;
     dropped.push_back(slot);
     free_slot(slot);
     return true;

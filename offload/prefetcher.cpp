@@ -26,7 +26,8 @@ struct Prefetcher::Graph {
   Graph(const ExpertGrid& grid_, int max_in_flight, StartPrefetch start_)
       : grid(grid_),
         start(std::move(start_)),
-        expand(graph, flow::serial,
+        graph(arena.execute([] { return std::make_unique<flow::graph>(); })),
+        expand(*graph, flow::serial,
                [this](const Request& request, Expand::output_ports_type& ports) {
                  for (const int expert : request.experts) {
                    for (int i = 0; i < grid.slices; ++i) {
@@ -34,18 +35,25 @@ struct Prefetcher::Graph {
                    }
                  }
                }),
-        queue(graph),
-        limiter(graph, max_in_flight),
-        copy(graph, flow::serial,
+        queue(*graph),
+        limiter(*graph, max_in_flight),
+        copy(*graph, flow::serial,
              [this](const Guess& guess, Copy::gateway_type& gateway) {
                gateway.reserve_wait();
-               const auto ended = [&gateway] {
-                 gateway.try_put(flow::continue_msg());
-                 gateway.release_wait();
+               const auto ended = [this, &gateway] {
+                 arena.enqueue([&gateway] {
+                   gateway.try_put(flow::continue_msg());
+                   gateway.release_wait();
+                 });
                };
-               if (!start(guess.step, guess.slice, ended)) ended();
+               try {
+                 if (!start(guess.step, guess.slice, ended)) ended();
+               } catch (...) {
+                 gateway.release_wait();
+                 throw;
+               }
              }),
-        ended(graph, flow::serial, [](flow::continue_msg) { return flow::continue_msg(); }) {
+        ended(*graph, flow::serial, [](flow::continue_msg) { return flow::continue_msg(); }) {
     flow::make_edge(flow::output_port<0>(expand), queue);
     flow::make_edge(queue, limiter);
     flow::make_edge(limiter, copy);
@@ -53,9 +61,20 @@ struct Prefetcher::Graph {
     flow::make_edge(ended, limiter.decrementer());
   }
 
+  // From outside, work comes in by enqueue(): for that alone oneTBB gives the arena a worker when its limit is one
+  // thread.
+  void put(Request request) {
+    graph->reserve_wait();
+    arena.enqueue([this, request = std::move(request)] {
+      expand.try_put(request);
+      graph->release_wait();
+    });
+  }
+
   const ExpertGrid grid;
   StartPrefetch start;
-  flow::graph graph;
+  tbb::task_arena arena{1, 0};
+  std::unique_ptr<flow::graph> graph;  // runs in the arena, because it was made there
   Expand expand;
   flow::queue_node<Guess> queue;
   flow::limiter_node<Guess> limiter;
@@ -63,11 +82,8 @@ struct Prefetcher::Graph {
   flow::function_node<flow::continue_msg, flow::continue_msg> ended;
 };
 
-Prefetcher::Prefetcher(const ExpertGrid& grid, int max_in_flight, StartPrefetch start) {
-  // The graph runs where it was made.
-  tbb::task_arena arena(1, 0);
-  arena.execute([&] { graph_ = std::make_unique<Graph>(grid, max_in_flight, std::move(start)); });
-}
+Prefetcher::Prefetcher(const ExpertGrid& grid, int max_in_flight, StartPrefetch start)
+    : graph_(std::make_unique<Graph>(grid, max_in_flight, std::move(start))) {}
 
 Prefetcher::~Prefetcher() {
   try {
@@ -78,9 +94,9 @@ Prefetcher::~Prefetcher() {
 }
 
 void Prefetcher::request(uint64_t step, int layer, std::vector<int> experts) {
-  graph_->expand.try_put({step, layer, std::move(experts)});
+  graph_->put({step, layer, std::move(experts)});
 }
 
-void Prefetcher::drain() { graph_->graph.wait_for_all(); }
+void Prefetcher::drain() { graph_->graph->wait_for_all(); }
 
 }  // namespace lighter::offload

@@ -1,6 +1,5 @@
 // SlicePager::load: every expert is read once, straight into its home; slices without a home go through a
 // staging buffer to the device.
-#include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
@@ -20,6 +19,8 @@ int loaders(const ExpertGrid& grid, const PagerOptions& options, int homeless) {
   return static_cast<int>(std::clamp<uint64_t>(kMaxStagingBytes / each, 1, options.load_threads));
 }
 
+// Belongs to one loop below, not to one thread: while a source makes an expert in parallel, the thread that waits
+// for it may begin another loop.
 struct Worker {
   Buffer staging;
   std::unique_ptr<Stream> stream;
@@ -40,16 +41,16 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
     }
   }
   const int homeless = initial_.most_homeless_of_an_expert;
-  tbb::task_arena arena(loaders(grid_, options_, homeless));
-  tbb::enumerable_thread_specific<Worker> workers([&] {
-    return Worker{device_.allocate_host(grid_.slice_bytes * homeless, "staging for loading"),
-                  device_.new_copy_stream()};
-  });
+  std::vector<Worker> workers(loaders(grid_, options_, homeless));
+  tbb::task_arena arena(static_cast<int>(workers.size()));
   std::mutex progress_mutex;
   uint64_t done = 0;
 
-  const auto load_expert = [&](ExpertId id) {
-    Worker& worker = workers.local();
+  const auto load_expert = [&](ExpertId id, Worker& worker) {
+    if (worker.stream == nullptr) {
+      worker = {device_.allocate_host(grid_.slice_bytes * homeless, "staging for loading"),
+                device_.new_copy_stream()};
+    }
     std::vector<std::byte*> targets;
     std::byte* next_staging = worker.staging.data();
     for (int i = 0; i < grid_.slices; ++i) {
@@ -73,9 +74,14 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
 
   for (int layer = 0; layer < grid_.layers; ++layer) {
     store_.allocate_layer(layer);
+    std::atomic<int> next_expert = 0;
     arena.execute([&] {
-      tbb::parallel_for(0, grid_.experts, [&](int expert) { load_expert({layer, expert}); },
-                        tbb::simple_partitioner());
+      tbb::parallel_for(
+          size_t{0}, workers.size(),
+          [&](size_t worker) {
+            for (int expert; (expert = next_expert++) < grid_.experts;) load_expert({layer, expert}, workers[worker]);
+          },
+          tbb::simple_partitioner());
     });
   }
   std::lock_guard lock(mutex_);

@@ -89,6 +89,8 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
 }
 
 SlicePager::~SlicePager() {
+  std::lock_guard lock(mutex_);
+  ++step_;  // Guesses still under way now come too late.
   for (auto& events : slot_events_) {
     if (events.prefetch) transfers_.cancel(*events.prefetch);  // Nobody waits for them any more.
   }

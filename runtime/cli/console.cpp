@@ -20,15 +20,19 @@ void on_signal(int signal) {
 
 }  // namespace
 
-const std::atomic<bool>& interrupted() { return ctrl_c; }
+const std::atomic<bool>& interrupted() {
+  return ctrl_c;
+}
 
 void catch_ctrl_c() {
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
 }
 
-ProgressLine::ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0) {}
-ProgressLine::~ProgressLine() { finish(); }
+ProgressLine::ProgressLine(ProgressUnit unit) : unit_(unit), terminal_(isatty(STDERR_FILENO) != 0) {}
+ProgressLine::~ProgressLine() {
+  finish();
+}
 
 void ProgressLine::operator()(const std::string& what, uint64_t done, uint64_t total) {
   if (interrupted()) throw Interrupted();
@@ -45,10 +49,15 @@ void ProgressLine::operator()(const std::string& what, uint64_t done, uint64_t t
   shown_ = now;
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
   const double rate = static_cast<double>(done) / elapsed;
-  print("loading " + what + ": " + format_bytes(done) + " of " + format_bytes(total) + ", " +
-        format_bytes(static_cast<uint64_t>(rate)) + "/s, " +
+  print((unit_ == ProgressUnit::tokens ? "" : "loading ") + what + ": " + amount(static_cast<double>(done)) +
+        " of " + amount(static_cast<double>(total)) + ", " + amount(rate) + "/s, " +
         (done == total ? format_seconds(elapsed)
                        : format_seconds(static_cast<double>(total - done) / rate) + " left"));
+}
+
+std::string ProgressLine::amount(double done) const {
+  if (unit_ == ProgressUnit::bytes_loaded) return format_bytes(static_cast<uint64_t>(done));
+  return std::to_string(static_cast<uint64_t>(done)) + " tokens";
 }
 
 void ProgressLine::print(const std::string& line) {

@@ -12,11 +12,13 @@ namespace lighter::cli {
 const std::atomic<bool>& interrupted();
 void catch_ctrl_c();
 
+enum class ProgressUnit { bytes_loaded, tokens };
+
 // One line, rewritten in place on a terminal and a line every few seconds elsewhere. Throws Interrupted after
 // Ctrl-C.
 class ProgressLine {
  public:
-  ProgressLine();
+  explicit ProgressLine(ProgressUnit unit = ProgressUnit::bytes_loaded);
   ~ProgressLine();
   void operator()(const std::string& what, uint64_t done, uint64_t total);
   void finish();
@@ -24,8 +26,10 @@ class ProgressLine {
  private:
   using Clock = std::chrono::steady_clock;
 
+  std::string amount(double done) const;
   void print(const std::string& line);
 
+  const ProgressUnit unit_;
   const bool terminal_;
   std::string what_;
   Clock::time_point begin_;

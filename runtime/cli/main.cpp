@@ -20,12 +20,56 @@ int report(const std::string& message, int code) {
 }
 
 void add_common(CLI::App& command, lighter::cli::CommonOptions& options) {
-  command.add_option("CONFIG", options.config, "The YAML file that describes model, device and budgets")->required();
+  command.add_option("CONFIG", options.config, "The YAML file that describes model, device and budgets")
+      ->required();
   command.add_option("--set", options.overrides, "Overrides a key of the file; may be repeated")
       ->type_name("KEY.PATH=VALUE")
       ->expected(1)
       ->take_all();
   command.add_flag("--json", options.json, "Writes one JSON object to stdout");
+}
+
+constexpr long long kManyTokens = 1ll << 40;
+
+void add_eval(CLI::App& app, lighter::cli::EvalOptions& options) {
+  CLI::App* command = app.add_subcommand("eval", "Measures the perplexity of a text");
+  add_common(*command, options.common);
+  command->add_option("--text", options.text, "The text file")->required();
+  command->add_option("--tokens", options.tokens, "Only so many tokens from its beginning")
+      ->check(CLI::Range(1ll, kManyTokens));
+}
+
+void add_trace(CLI::App& app, lighter::cli::TraceOptions& options) {
+  CLI::App* command = app.add_subcommand("trace", "Records which experts a model chooses");
+  add_common(*command, options.common);
+  command->add_option("--out", options.out, "The file to write")->required();
+  CLI::Option_group* input = command->add_option_group("input", "What the model reads");
+  auto* text = input->add_option("--text", options.text, "A text file, in windows that fill the context");
+  input->add_option("--prompt", options.prompt, "A text to continue");
+  input->add_option("--prompt-ids", options.prompt_ids, "The same as token ids, 1,2,3")->delimiter(',');
+  input->require_option(1);
+  command->add_option("--tokens", options.tokens, "With --text: only so many tokens from its beginning")
+      ->check(CLI::Range(1ll, kManyTokens))
+      ->needs(text);
+  command->add_option("--max-tokens", options.max_tokens, "With a prompt: generates at most so many tokens")
+      ->check(CLI::Range(0ll, kManyTokens))
+      ->excludes(text);
+}
+
+void add_replay(CLI::App& app, lighter::cli::ReplayOptions& options) {
+  CLI::App* command = app.add_subcommand("replay", "Shows what each residency policy makes of a trace");
+  command->add_option("TRACE", options.trace, "A file that `lighter trace` wrote")->required();
+  command->add_option("--policy", options.policy, "static, lru, lfu or all")
+      ->check(CLI::IsMember({"static", "lru", "lfu", "all"}));
+  command
+      ->add_option("--resident", options.resident,
+                   "Share of each layer's slices on the device; may be repeated")
+      ->expected(1)
+      ->take_all()
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_option("--prefetch-depth", options.prefetch_depth,
+                      "Only what was guessed so many layers ahead; 0: no prefetch");
+  command->add_flag("--json", options.json, "Writes one JSON object to stdout");
 }
 
 int dispatch(int argc, char** argv) {
@@ -38,18 +82,26 @@ int dispatch(int argc, char** argv) {
   CLI::App* run_app = app.add_subcommand("run", "Generates text");
   add_common(*run_app, run.common);
   auto* prompt = run_app->add_option("--prompt", run.prompt, "The text to continue");
-  auto* ids = run_app->add_option("--prompt-ids", run.prompt_ids, "The same as token ids, 1,2,3")->delimiter(',');
+  auto* ids =
+      run_app->add_option("--prompt-ids", run.prompt_ids, "The same as token ids, 1,2,3")->delimiter(',');
   ids->excludes(prompt);
   auto* chat = run_app->add_flag("--chat", run.chat, "Puts the prompt into the model's chat format");
   chat->needs(prompt);
   run_app->add_option("--system", run.system, "The system message, with --chat")->needs(chat);
   run_app->add_option("--max-tokens", run.max_tokens, "Generates at most so many tokens")
-      ->check(CLI::Range(0ll, 1ll << 40));
+      ->check(CLI::Range(0ll, kManyTokens));
   run_app->add_option("--logprobs", run.logprobs, "With --json: the so many likeliest tokens at each place")
       ->check(CLI::Range(0, 1000));
 
   CommonOptions plan;
   add_common(*app.add_subcommand("plan", "Shows where every byte would go, and whether it fits"), plan);
+
+  EvalOptions eval;
+  add_eval(app, eval);
+  TraceOptions trace;
+  add_trace(app, trace);
+  ReplayOptions replay;
+  add_replay(app, replay);
 
   try {
     app.parse(argc, argv);
@@ -58,6 +110,9 @@ int dispatch(int argc, char** argv) {
   }
   run.prompt_given = prompt->count() > 0;
   if (app.got_subcommand("plan")) return plan_command(plan);
+  if (app.got_subcommand("eval")) return eval_command(eval);
+  if (app.got_subcommand("trace")) return trace_command(trace);
+  if (app.got_subcommand("replay")) return replay_command(replay);
   return run_command(run);
 }
 
@@ -76,9 +131,10 @@ int main(int argc, char** argv) {
   } catch (const lighter::CapacityError& error) {
     return report(error.what(), kUserMistake);
   } catch (const c10::OutOfMemoryError& error) {
-    return report("the device's workspace is used up; lower memory.prefill_chunk or memory.context (libtorch: " +
-                      std::string(error.what_without_backtrace()) + ")",
-                  kUserMistake);
+    return report(
+        "the device's workspace is used up; lower memory.prefill_chunk or memory.context (libtorch: " +
+            std::string(error.what_without_backtrace()) + ")",
+        kUserMistake);
   } catch (const c10::Error& error) {
     return report(std::string("libtorch: ") + error.what_without_backtrace(), kFailure);
   } catch (const std::exception& error) {

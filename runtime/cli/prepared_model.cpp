@@ -45,25 +45,27 @@ std::optional<std::vector<double>> resident_ratios(const models::ModelSpec& spec
   std::vector<double> ratios;
   const auto* list = std::get_if<std::vector<double>>(&resident);
   if (list != nullptr && list->size() != spec.layers.size()) {
-    throw ConfigError("offload.resident lists " + std::to_string(list->size()) + " ratios, but the model has " +
-                      std::to_string(spec.layers.size()) + " layers");
+    throw ConfigError("offload.resident lists " + std::to_string(list->size()) +
+                      " ratios, but the model has " + std::to_string(spec.layers.size()) + " layers");
   }
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].moe_layer >= 0) ratios.push_back(list != nullptr ? (*list)[i] : std::get<double>(resident));
+    if (spec.layers[i].moe_layer >= 0)
+      ratios.push_back(list != nullptr ? (*list)[i] : std::get<double>(resident));
   }
   return ratios;
 }
 
 void check_pin(const char* what, int index, int count) {
   if (index < count) return;
-  throw ConfigError("offload.pin names " + std::string(what) + " " + std::to_string(index) + ", but the model has " +
-                    std::to_string(count) + (count == 0 ? "" : ", counted from 0"));
+  throw ConfigError("offload.pin names " + std::string(what) + " " + std::to_string(index) +
+                    ", but the model has " + std::to_string(count) + (count == 0 ? "" : ", counted from 0"));
 }
 
 std::vector<ExpertId> pinned_experts(const models::ModelSpec& spec, const std::vector<PinSelector>& pins) {
   std::vector<ExpertId> pinned;
   if (!pins.empty() && spec.moe_layers() == 0) {
-    throw ConfigError("offload.pin names experts, but " + spec.architecture + " is a dense model and has none");
+    throw ConfigError("offload.pin names experts, but " + spec.architecture +
+                      " is a dense model and has none");
   }
   for (const PinSelector& pin : pins) {
     check_pin("layer", pin.layers.max_index(), static_cast<int>(spec.layers.size()));
@@ -156,6 +158,22 @@ PreparedModel prepare(const Config& config) {
   request.load_threads = model.threads;
   model.plan = offload::make_plan(request);
   return model;
+}
+
+// The head comes when all that the layers needed is free again, except for the chunk's hidden states.
+int64_t logit_rows(const PreparedModel& model, const Config& config) {
+  constexpr int64_t kMost = 16;  // More make the head's product no faster.
+  const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
+  const DType dtype = config.model.dtype;
+  const uint64_t hidden_states =
+      static_cast<uint64_t>(model.prefill_chunk) * model.spec.hidden * dtype_size(dtype);
+  int64_t rows = std::min(kMost, model.prefill_chunk);
+  while (rows > 1) {
+    const models::WorkspaceShape head_alone{rows, 0, static_cast<int>(rows), dtype, model.slice_width, cuda};
+    if (models::workspace_bytes(model.spec, head_alone) + hidden_states <= model.workspace_bytes) break;
+    rows /= 2;
+  }
+  return rows;
 }
 
 std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir) {

@@ -1,4 +1,5 @@
-// Everything that is known about a run before anything is allocated: what the model is and where its bytes go.
+// Everything that is known about a run before anything is allocated: what the model is and where its bytes
+// go.
 #pragma once
 
 #include <filesystem>
@@ -23,9 +24,12 @@ struct PreparedModel {
   offload::Plan plan;
 };
 
-// Reads config.json (or takes the preset) and plans. Throws ConfigError, CheckpointError; a plan that does not
-// fit is returned, not thrown.
+// Reads config.json (or takes the preset) and plans. Throws ConfigError, CheckpointError; a plan that does
+// not fit is returned, not thrown.
 PreparedModel prepare(const Config& config);
+
+// How many tokens' logits a prefill step may make at once within the planned workspace; at least 1.
+int64_t logit_rows(const PreparedModel& model, const Config& config);
 
 // Ids that end a text: generation_config.json's eos_token_id, else config.json's.
 std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir);

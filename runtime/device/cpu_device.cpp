@@ -48,14 +48,29 @@ class Mark {
 
 class CpuEvent : public Event {
  public:
-  bool passed() const override { return mark_ == nullptr || mark_->passed(); }
-  void wait_on_host() const override {
-    if (mark_ != nullptr) mark_->wait();
+  bool passed() const override {
+    const auto latest = mark();
+    return latest == nullptr || latest->passed();
   }
+  void wait_on_host() const override {
+    if (const auto latest = mark()) latest->wait();
+  }
+
+  std::shared_ptr<Mark> mark() const {
+    std::lock_guard lock(mutex_);
+    return mark_;
+  }
+  void move_to(std::shared_ptr<Mark> mark) {
+    std::lock_guard lock(mutex_);
+    mark_ = std::move(mark);
+  }
+
+ private:
+  mutable std::mutex mutex_;
   std::shared_ptr<Mark> mark_;
 };
 
-std::shared_ptr<Mark> mark_of(const Event& event) { return static_cast<const CpuEvent&>(event).mark_; }
+std::shared_ptr<Mark> mark_of(const Event& event) { return static_cast<const CpuEvent&>(event).mark(); }
 
 // The caller's thread is the stream: what it does is done.
 class InlineStream : public Stream {
@@ -65,7 +80,7 @@ class InlineStream : public Stream {
   void record(Event& event) override {
     auto mark = std::make_shared<Mark>();
     mark->pass();
-    static_cast<CpuEvent&>(event).mark_ = std::move(mark);
+    static_cast<CpuEvent&>(event).move_to(std::move(mark));
   }
   void synchronize() override {}
 };
@@ -89,7 +104,7 @@ class ThreadStream : public Stream {
   }
   void record(Event& event) override {
     auto mark = std::make_shared<Mark>();
-    static_cast<CpuEvent&>(event).mark_ = mark;
+    static_cast<CpuEvent&>(event).move_to(mark);
     push({nullptr, nullptr, 0, nullptr, std::move(mark)});
   }
   void synchronize() override {

@@ -1,0 +1,78 @@
+// The shipped trained model, from its folder to its text.
+#include <doctest/doctest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "runtime/engine/generator.h"
+#include "tests/models/test_model.h"
+
+using namespace lighter;
+using namespace lighter::test;
+
+TEST_CASE("the shipped model writes the text that transformers writes, with two thirds of its experts paged") {
+  std::ifstream in(kGoldens / "tiny_greedy.json");
+  const auto cases = nlohmann::json::parse(in);
+  Config config = golden_config("", DType::fp32);
+  config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
+  config.memory.context = 512;
+  config.offload.slice_width = 64;
+  config.offload.resident = 0.33;
+  config.offload.prefetch = {true, 1};
+  LoadedModel model(config);
+  const std::atomic<bool> never{false};
+  Generator generator(model.session.decoder(), model.session.tokenizer(), never);
+  REQUIRE(cases.size() > 0);
+  for (const auto& expected : cases) {
+    CAPTURE(expected["prompt"].get<std::string>());
+    GenerateRequest request;
+    request.prompt = model.session.tokenizer()->encode(expected["prompt"].get<std::string>(), true);
+    CHECK(request.prompt == expected["prompt_ids"].get<std::vector<int64_t>>());
+    request.max_tokens = 60;
+    std::string streamed;
+    const auto result = generator.generate(request, [&](const std::string& text) { streamed += text; });
+    CHECK(result.ids == expected["ids"].get<std::vector<int64_t>>());
+    CHECK(streamed == expected["text"].get<std::string>());
+  }
+}
+
+TEST_CASE("generation stops at stop strings and stop tokens, at the token limit and at the end of the context") {
+  Config config = golden_config("", DType::fp32);
+  config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
+  config.memory.context = 64;
+  config.offload.slice_width = 64;
+  LoadedModel model(config);
+  const std::atomic<bool> never{false};
+  Generator generator(model.session.decoder(), model.session.tokenizer(), never);
+  GenerateRequest request;
+  request.prompt = model.session.tokenizer()->encode("It was a dark and stormy night", true);
+  std::string streamed;
+  const auto collect = [&](const std::string& text) { streamed += text; };
+
+  request.max_tokens = 30;
+  const auto whole = generator.generate(request, collect);
+  CHECK(whole.finish == FinishReason::length);
+  CHECK(whole.ids.size() == 30);
+
+  request.stop = {whole.text.substr(10, 5)};
+  streamed.clear();
+  const auto stopped = generator.generate(request, collect);
+  CHECK(stopped.finish == FinishReason::stop_string);
+  CHECK(streamed == whole.text.substr(0, whole.text.find(request.stop[0])));
+
+  request.stop.clear();
+  request.stop_tokens = {whole.ids[7]};
+  const auto ended = generator.generate(request, collect);
+  CHECK(ended.finish == FinishReason::stop_token);
+  CHECK(ended.ids.back() == whole.ids[7]);
+
+  request.stop_tokens.clear();
+  request.max_tokens = 1000;
+  const auto full = generator.generate(request, collect);
+  CHECK(full.finish == FinishReason::context_full);
+  CHECK(full.prompt_tokens + static_cast<int64_t>(full.ids.size()) == 64 + 1);
+
+  const std::atomic<bool> at_once{true};
+  Generator interrupted(model.session.decoder(), model.session.tokenizer(), at_once);
+  CHECK_THROWS_AS(interrupted.generate(request, collect), std::exception);
+}

@@ -1,0 +1,79 @@
+// A device whose copy streams do nothing until the test says so, in the order that the test says.
+//
+// The first copy stream that is made is number 0. Memory is that of a CpuDevice. Thread-safe.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#include "runtime/device/device.h"
+
+namespace lighter::offload {
+
+class ManualDevice : public Device {
+ public:
+  struct Copy {
+    int stream = 0;
+    std::byte* to = nullptr;
+    size_t bytes = 0;
+  };
+
+  ManualDevice();
+  ~ManualDevice() override;
+
+  // Carries out what the stream was given, until something must wait; true if anything was done.
+  bool run(int stream);
+  // From now on, streams carry out everything at once where nothing must wait.
+  void let_go();
+  // The stream's copies throw from the count-th on.
+  void fail(int stream, int after_copies);
+
+  // What was asked for and what was carried out, in order.
+  std::vector<Copy> asked();
+  std::vector<Copy> done();
+  // Waits until that many copies were asked for; false after ten seconds.
+  bool wait_for_asked(size_t copies);
+
+  std::string name() const override { return "manual"; }
+  bool is_cuda() const override { return false; }
+  Stream& compute_stream() override { return memory_->compute_stream(); }
+  std::unique_ptr<Stream> new_copy_stream() override;
+  std::unique_ptr<Event> new_event() override;
+  double milliseconds_between(const Event&, const Event&) const override { return 1; }
+  Buffer allocate(size_t bytes, const std::string& what) override { return memory_->allocate(bytes, what); }
+  Buffer allocate_host(size_t bytes, const std::string& what) override { return memory_->allocate_host(bytes, what); }
+  MemoryBudget& device_budget() override { return memory_->device_budget(); }
+  MemoryBudget& host_budget() override { return memory_->host_budget(); }
+  uint64_t driver_used_bytes() const override { return memory_->driver_used_bytes(); }
+
+ private:
+  friend class ManualStream;
+  friend class ManualEvent;
+  struct Work {
+    Copy copy;
+    const std::byte* from = nullptr;
+    std::shared_ptr<bool> wait_for;
+    std::shared_ptr<bool> pass;
+  };
+  struct Queue {
+    std::deque<Work> work;
+    int copies_left = -1;  // until it fails; negative: never
+  };
+
+  void push(int stream, Work work);
+  bool run_locked(int stream);
+
+  std::unique_ptr<Device> memory_;
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  std::vector<Queue> queues_;
+  std::vector<Copy> asked_;
+  std::vector<Copy> done_;
+  bool let_go_ = false;
+};
+
+}  // namespace lighter::offload

@@ -1,0 +1,293 @@
+#include "offload/slice_pager.h"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "runtime/error.h"
+#include "tests/offload/pager_rig.h"
+
+namespace lighter::offload {
+namespace {
+
+constexpr ExpertGrid kGrid{4, 8, 3, 128};
+
+PagerOptions options_of(double resident, PolicyKind policy = PolicyKind::lru, bool prefetch = false,
+                        int spare_slots = 4) {
+  PagerOptions options;
+  options.residents_per_layer.assign(
+      kGrid.layers, static_cast<int>(std::lround(resident * static_cast<double>(kGrid.slices_per_layer()))));
+  options.spare_slots = spare_slots;
+  options.policy = policy;
+  options.prefetch = prefetch;
+  return options;
+}
+
+const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
+
+StepVisits same_for_all_layers(std::vector<int> experts, bool streaming = false) {
+  return StepVisits(kGrid.layers, LayerVisit{std::move(experts), streaming, {}, 0});
+}
+
+// Waits for what the prefetcher's threads do by themselves.
+template <typename Condition>
+bool eventually(Condition condition) {
+  for (int i = 0; i < 5000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("every visited slice has its bytes, for every policy, residency, prefetch, streaming and slot count") {
+  std::mt19937 random(1);
+  int runs = 0;
+  for (const PolicyKind policy : {PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}) {
+    for (const double resident : {0.0, 0.3, 0.5, 0.9, 1.0}) {
+      for (const bool prefetch : {false, true}) {
+        for (const double streaming : {0.0, 0.5, 1.0}) {
+          for (const int spare_slots : {1, 2, 5, 24, 100}) {
+            const bool lagging = runs++ % 4 == 0;
+            PagerRig rig(kGrid, options_of(resident, policy, prefetch, spare_slots), lagging);
+            for (int step = 0; step < 8; ++step) rig.run(draw_step(kGrid, {streaming, 0.8}, random));
+            CAPTURE(static_cast<int>(policy));
+            CAPTURE(resident);
+            CAPTURE(prefetch);
+            CAPTURE(streaming);
+            CAPTURE(spare_slots);
+            CAPTURE(lagging);
+            REQUIRE(rig.failure() == "");
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("without prefetch and streaming, exactly the slices that are not resident are copied") {
+  PagerRig rig(kGrid, options_of(0.5));  // slice 0 of every expert, and slice 1 of experts 0 to 3
+  rig.run(same_for_all_layers({0, 7}));
+  CHECK(rig.failure() == "");
+  const ExpertCounters counters = rig.pager().counters();
+  CHECK(counters.slices_used == 4 * 6);
+  CHECK(counters.slices_resident == 4 * 3);
+  CHECK(counters.slices_prefetched == 0);
+  CHECK(counters.slices_missed == 4 * 3);
+  CHECK(counters.demand_bytes == 4 * 3 * 128);
+  CHECK(counters.demand_busy_bytes == counters.demand_bytes);
+  CHECK(counters.demand_busy_s > 0);
+  CHECK(counters.prefetch_bytes == 0);
+  CHECK(counters.prefetch_wasted_bytes == 0);
+  CHECK(counters.evictions == 4 * 3);
+  CHECK(counters.hit_rate() == 0.5);
+  // What was fetched stays: the second time nothing is missed.
+  rig.run(same_for_all_layers({0, 7}));
+  CHECK(rig.pager().counters().slices_missed == 4 * 3);
+  CHECK(rig.pager().counters().demand_bytes == 4 * 3 * 128);
+  CHECK(rig.pager().counters().hit_rate() == 0.75);
+}
+
+TEST_CASE("static residency never changes, and keeps no second copy of it on the host") {
+  PagerRig rig(kGrid, options_of(0.5, PolicyKind::static_, true));
+  const ResidencyVersion first = rig.pager().residency();
+  std::mt19937 random(2);
+  for (int step = 0; step < 50; ++step) rig.run(draw_step(kGrid, {0.2, 0.5}, random));
+  CHECK(rig.failure() == "");
+  CHECK(rig.pager().residency() == first);
+  CHECK(rig.pager().counters().evictions == 0);
+  CHECK(rig.pager().store().bytes() == kGrid.total_bytes() / 2);
+}
+
+TEST_CASE("the residency at the start is the same share of every expert") {
+  PagerRig rig(kGrid, options_of(0.5));
+  for (int layer = 0; layer < kGrid.layers; ++layer) {
+    for (int expert = 0; expert < kGrid.experts; ++expert) {
+      for (int i = 0; i < kGrid.slices; ++i) {
+        const SliceLocation& at = rig.pager().residency()->at({layer, expert, i});
+        CHECK(at.on_device() == (i == 0 || (i == 1 && expert < 4)));
+        if (at.on_device()) CHECK(rig.source().matches({layer, expert, i}, at.address));
+      }
+    }
+  }
+}
+
+TEST_CASE("pinned experts are resident whole, for ever, and only there") {
+  for (const PolicyKind policy : {PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}) {
+    PagerOptions options = options_of(0.5, policy, true);
+    options.pinned = {{0, 7}, {2, 7}, {2, 1}};
+    PagerRig rig(kGrid, options);
+    std::mt19937 random(3);
+    for (int step = 0; step < 100; ++step) {
+      rig.run(draw_step(kGrid, {0.1, 0.5, 0.5, 2, 8}, random));
+      for (const ExpertId pinned : options.pinned) {
+        for (int i = 0; i < kGrid.slices; ++i) {
+          const SliceId slice{pinned.layer, pinned.expert, i};
+          REQUIRE(rig.pager().residency()->at(slice).on_device());
+          REQUIRE_FALSE(rig.pager().store().has_home(slice));
+        }
+      }
+    }
+    CHECK(rig.failure() == "");
+  }
+}
+
+TEST_CASE("a hint that comes in time turns misses into slices that are there already") {
+  PagerRig rig(kGrid, options_of(0, PolicyKind::static_, true, 12));
+  SlicePager& pager = rig.pager();
+  const auto visit = [&](int layer, std::vector<int> experts) {
+    pager.visit(layer, experts, false, [] {}, [&](SliceId slice, const std::byte* at) {
+      CHECK(rig.source().matches(slice, at));
+    });
+  };
+  visit(0, {1});
+  pager.hint(1, {2, 3});
+  // The counter of a prefetch's bytes is exact as soon as its layer has begun, or the step has ended.
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  visit(1, {2, 3});
+  visit(2, {0});
+  visit(3, {0});
+  pager.between_steps();
+  const ExpertCounters counters = pager.counters();
+  CHECK(counters.slices_prefetched == 6);
+  CHECK(counters.slices_missed == 9);
+  CHECK(counters.prefetch_bytes == 6 * 128);
+  CHECK(counters.demand_bytes == 9 * 128);
+  CHECK(counters.prefetch_wasted_bytes == 0);
+  CHECK(counters.hit_rate() == 0);
+}
+
+TEST_CASE("a wrong guess is counted as wasted, and a late one does nothing") {
+  PagerRig rig(kGrid, options_of(0, PolicyKind::lru, true, 12));
+  SlicePager& pager = rig.pager();
+  const auto visit = [&](int layer, std::vector<int> experts) {
+    pager.visit(layer, experts, false, [] {}, [&](SliceId slice, const std::byte* at) {
+      CHECK(rig.source().matches(slice, at));
+    });
+  };
+  visit(0, {1});
+  pager.hint(1, {2, 3});
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  visit(1, {4});
+  visit(2, {0});
+  pager.hint(2, {7});
+  pager.hint(0, {7});
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  visit(3, {0});
+  pager.between_steps();
+  CHECK(pager.counters().prefetch_bytes == 6 * 128);
+  CHECK(pager.counters().prefetch_wasted_bytes == 6 * 128);
+  CHECK(pager.counters().slices_prefetched == 0);
+  CHECK(pager.counters().slices_missed == 12);
+  CHECK(pager.consistent());
+}
+
+TEST_CASE("streaming brings the next layer while one is executed, and admits nothing") {
+  PagerRig rig(kGrid, options_of(0.5, PolicyKind::lru, false, 24));
+  const ResidencyVersion first = rig.pager().residency();
+  rig.run(same_for_all_layers({0, 1, 2, 3, 4, 5, 6, 7}, true));
+  CHECK(rig.failure() == "");
+  CHECK(rig.pager().residency() == first);
+  const ExpertCounters counters = rig.pager().counters();
+  CHECK(counters.slices_missed == 12);  // the first layer's; the others had been asked for before
+  CHECK(counters.slices_prefetched == 3 * 12);
+  CHECK(counters.demand_bytes == 4 * 12 * 128);
+}
+
+TEST_CASE("a slice that comes later gives its slot to one that comes sooner") {
+  // Two spare slots, both holding slices of expert 1 ahead of time; expert 0 comes first.
+  for (const PolicyKind policy : {PolicyKind::static_, PolicyKind::lru}) {
+    PagerRig rig(kGrid, options_of(0, policy, true, 2));
+    rig.run([] {
+      StepVisits step = same_for_all_layers({0, 1});
+      for (int layer = 0; layer + 1 < kGrid.layers; ++layer) {
+        step[layer].hints = {{layer + 1, {1}}};
+        step[layer].pause_us = 5000;
+      }
+      return step;
+    }());
+    CHECK(rig.failure() == "");
+    CHECK(rig.pager().counters().slices_used == 24);
+  }
+}
+
+TEST_CASE("a pager takes exactly its slots from the device budget, and no run passes a budget") {
+  const PagerOptions options = options_of(0.3, PolicyKind::lru, true, 5);
+  const uint64_t needed = device_bytes_for(kGrid, options);
+  {
+    PagerRig rig(kGrid, options);
+    std::mt19937 random(4);
+    for (int step = 0; step < 20; ++step) rig.run(draw_step(kGrid, {0.2, 0.5}, random));
+    CHECK(rig.device().device_budget().peak_bytes() == needed);
+    CHECK(rig.device().host_budget().peak_bytes() == rig.pager().store().bytes());
+  }
+  const auto small = make_cpu_device(needed - 1, 1 << 20);
+  CHECK_THROWS_AS(SlicePager(*small, kGrid, options), CapacityError);
+  CHECK(small->device_budget().used_bytes() == 0);
+
+  const auto few_hosts = make_cpu_device(needed, kGrid.total_bytes() - 1);
+  SlicePager pager(*few_hosts, kGrid, options);
+  CHECK_THROWS_AS(pager.load(PatternSource(kGrid), kQuiet), CapacityError);
+  CHECK(few_hosts->host_budget().peak_bytes() < kGrid.total_bytes());
+}
+
+TEST_CASE("pinned experts that do not fit are a CapacityError that says how many do") {
+  PagerOptions options = options_of(0.25);  // 6 slots a layer: two experts of three slices
+  options.pinned = {{1, 0}, {1, 1}, {1, 2}};
+  const auto device = make_cpu_device(1 << 20, 1 << 20);
+  CHECK_THROWS_WITH_AS(SlicePager(*device, kGrid, options),
+                       doctest::Contains("offload.pin asks for 9 slices of MoE layer 1, but 6 can be resident"),
+                       CapacityError);
+}
+
+TEST_CASE("everything is given back when a pager ends, also with prefetches under way") {
+  for (int round = 0; round < 30; ++round) {
+    const auto device = make_cpu_device(1 << 20, 1 << 20);
+    {
+      SlicePager pager(*device, kGrid, options_of(0.2, PolicyKind::lru, true, 64));
+      const PatternSource source(kGrid);
+      pager.load(source, kQuiet);
+      pager.visit(0, std::vector<int>{0}, false, [] {}, [](SliceId, const std::byte*) {});
+      for (int layer = 1; layer < kGrid.layers; ++layer) pager.hint(layer, {0, 1, 2, 3, 4, 5, 6, 7});
+      if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(40 * round));
+    }
+    CHECK(device->device_budget().used_bytes() == 0);
+    CHECK(device->host_budget().used_bytes() == 0);
+  }
+}
+
+TEST_CASE("an error while a slice is used leaves the pager whole") {
+  PagerRig rig(kGrid, options_of(0.3, PolicyKind::lru, false, 8));
+  CHECK_THROWS_AS(rig.pager().visit(0, std::vector<int>{1, 2}, false, [] {},
+                                    [](SliceId slice, const std::byte*) {
+                                      if (slice.expert == 2) throw DeviceError("out of order");
+                                    }),
+                  DeviceError);
+  rig.pager().between_steps();
+  CHECK(rig.pager().consistent());
+  int wrong = 0;
+  for (int layer = 0; layer < kGrid.layers; ++layer) {
+    rig.pager().visit(layer, std::vector<int>{1, 2, 5}, false, [] {}, [&](SliceId slice, const std::byte* at) {
+      wrong += !rig.source().matches(slice, at);
+    });
+  }
+  rig.pager().between_steps();
+  CHECK(wrong == 0);
+  CHECK(rig.pager().consistent());
+}
+
+TEST_CASE("a model of one expert in one slice pages like any other") {
+  const ExpertGrid grid{3, 1, 1, 64};
+  PagerOptions options;
+  options.residents_per_layer = {0, 1, 0};
+  PagerRig rig(grid, options);
+  std::mt19937 random(5);
+  for (int step = 0; step < 20; ++step) rig.run(draw_step(grid, {0, 1}, random));
+  CHECK(rig.failure() == "");
+  CHECK(rig.pager().counters().slices_resident == 20);
+}
+
+}  // namespace lighter::offload
