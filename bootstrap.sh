@@ -375,7 +375,7 @@ main() {
   case $command in
     demo)
       begin demo
-      "$built/lighter" run configs/demo.yaml || die "the demo failed (exit code $?)"
+      "$built/lighter" run configs/demo.yaml --prompt "My dear Miss Bennet," || die "the demo failed (exit code $?)"
       finish ;;
     test)
       begin tests

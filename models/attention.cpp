@@ -23,7 +23,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return normalise(x, eps).mul(weight);
 }
 
-Attention::Attention(const ModelSpec& spec, const LoadedWeights& weights, KvCache& kv, Device& device, DType dtype)
+Attention::Attention(const ModelSpec& spec, const LoadedWeights& weights, KvCache& kv, Device& device,
+                     DType dtype)
     : spec_(spec),
       weights_(weights),
       kv_(kv),
@@ -48,7 +49,8 @@ AttentionStep Attention::begin_step(const Step& step, const KvCache::StepIndex& 
   return shared;
 }
 
-// Queries of one key/value head's group follow one another: [group, tokens] rows. A single token sees every key.
+// Queries of one key/value head's group follow one another: [group, tokens] rows. A single token sees every
+// key.
 at::Tensor Attention::mask(const Step& step, size_t sequence, const KvCache::Reads& reads) const {
   const int64_t tokens = step.offsets[sequence + 1] - step.offsets[sequence];
   if (tokens == 1) return {};
@@ -65,8 +67,8 @@ at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionSte
   const LayerSpec& kind = spec_.layers[layer];
   const int64_t tokens = x.size(0);
   const int64_t group = spec_.heads / spec_.kv_heads;
-  const at::Tensor qkv =
-      at::mm(x, weights_.at(WeightRole::qkv, layer).t()).view({tokens, spec_.heads + 2 * spec_.kv_heads, spec_.head_dim});
+  const at::Tensor qkv = at::mm(x, weights_.at(WeightRole::qkv, layer).t())
+                             .view({tokens, spec_.heads + 2 * spec_.kv_heads, spec_.head_dim});
   at::Tensor q = qkv.narrow(1, 0, spec_.heads);
   at::Tensor k = qkv.narrow(1, spec_.heads, spec_.kv_heads);
   const at::Tensor v = qkv.narrow(1, spec_.heads + spec_.kv_heads, spec_.kv_heads);
@@ -87,16 +89,18 @@ at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionSte
   for (size_t i = 0; i < reads.size(); ++i) {
     const int64_t begin = shared.step.offsets[i];
     const int64_t count = shared.step.offsets[i + 1] - begin;
-    // Every key/value head serves `group` query heads, stacked as further queries: [kv_heads, group · count, dim].
+    // Every key/value head serves `group` query heads, stacked as further queries: [kv_heads, group · count,
+    // dim].
     const at::Tensor queries = q.narrow(0, begin, count)
                                    .reshape({count, spec_.kv_heads, group, spec_.head_dim})
                                    .permute({1, 2, 0, 3})
                                    .reshape({1, spec_.kv_heads, group * count, spec_.head_dim});
     const at::Tensor keys = kv_.keys(layer, reads[i]).transpose(0, 1).unsqueeze(0);
     const at::Tensor values = kv_.values(layer, reads[i]).transpose(0, 1).unsqueeze(0);
-    const std::optional<at::Tensor> mask = masks[i].defined() ? std::optional(masks[i].unsqueeze(0)) : std::nullopt;
-    const at::Tensor out = at::scaled_dot_product_attention(queries, keys, values, mask, 0.0, false,
-                                                            1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
+    const std::optional<at::Tensor> mask =
+        masks[i].defined() ? std::optional(masks[i].unsqueeze(0)) : std::nullopt;
+    const at::Tensor out = at::scaled_dot_product_attention(
+        queries, keys, values, mask, 0.0, false, 1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
     outputs.push_back(out.view({spec_.kv_heads, group, count, spec_.head_dim})
                           .permute({2, 0, 1, 3})
                           .reshape({count, spec_.heads * spec_.head_dim}));

@@ -15,8 +15,9 @@ struct AttentionStep {
   const Step& step;
   const KvCache::StepIndex& index;
   Rope::Angles angles;
-  at::Tensor temperature;                     // [tokens, 1, 1] fp32; undefined where no layer has it
-  std::array<std::vector<at::Tensor>, 2> masks;  // by group and sequence: [1, groups · tokens, keys], or undefined
+  at::Tensor temperature;  // [tokens, 1, 1] fp32; undefined where no layer has it
+  std::array<std::vector<at::Tensor>, 2>
+      masks;  // by group and sequence: [1, groups · tokens, keys], or undefined
 };
 
 class Attention {

@@ -32,14 +32,15 @@ class ExpertReader {
 
   // gate_up [experts, hidden, 2·ffn] and down [experts, ffn, hidden]: both are turned.
   void read_fused(const std::string& gate_up, const std::string& down, int64_t expert) {
-    for_blocks(gate_up, expert * hidden_, hidden_, 2 * ffn_, [&](int64_t row, int64_t rows, const Element* block) {
-      for (int64_t column = 0; column < 2 * ffn_; ++column) {
-        const int64_t f = column % ffn_;
-        const auto& slice = slices_[f / width_];
-        Element* to = (column < ffn_ ? slice.gate : slice.up) + (f % width_) * hidden_ + row;
-        for (int64_t i = 0; i < rows; ++i) to[i] = block[i * 2 * ffn_ + column];
-      }
-    });
+    for_blocks(gate_up, expert * hidden_, hidden_, 2 * ffn_,
+               [&](int64_t row, int64_t rows, const Element* block) {
+                 for (int64_t column = 0; column < 2 * ffn_; ++column) {
+                   const int64_t f = column % ffn_;
+                   const auto& slice = slices_[f / width_];
+                   Element* to = (column < ffn_ ? slice.gate : slice.up) + (f % width_) * hidden_ + row;
+                   for (int64_t i = 0; i < rows; ++i) to[i] = block[i * 2 * ffn_ + column];
+                 }
+               });
     for_blocks(down, expert * ffn_, ffn_, hidden_, [&](int64_t row, int64_t rows, const Element* block) {
       for (int64_t h = 0; h < hidden_; ++h) {
         for (int64_t i = 0; i < rows; ++i) {
@@ -60,7 +61,8 @@ class ExpertReader {
     for_blocks(down, 0, hidden_, ffn_, [&](int64_t row, int64_t rows, const Element* block) {
       for (int64_t i = 0; i < rows; ++i) {
         for (size_t s = 0; s < slices_.size(); ++s) {
-          std::copy_n(block + i * ffn_ + static_cast<int64_t>(s) * width_, width_, slices_[s].down + (row + i) * width_);
+          std::copy_n(block + i * ffn_ + static_cast<int64_t>(s) * width_, width_,
+                      slices_[s].down + (row + i) * width_);
         }
       }
     });
@@ -122,14 +124,16 @@ void CheckpointSource::check_names(const std::filesystem::path& dir) const {
   for (const std::string& name : checkpoint_.names()) {
     const bool vision = name.starts_with("vision_model.") || name.starts_with("multi_modal_projector.");
     if (vision || expected.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
-    throw CheckpointError(dir.string() + ": tensor '" + name + "' has no place in a " + spec_.architecture +
-                          " of " + std::to_string(spec_.layers.size()) +
-                          " layers; config.json and weights do not belong together, or the model has parts that "
-                          "are not supported");
+    throw CheckpointError(
+        dir.string() + ": tensor '" + name + "' has no place in a " + spec_.architecture + " of " +
+        std::to_string(spec_.layers.size()) +
+        " layers; config.json and weights do not belong together, or the model has parts that "
+        "are not supported");
   }
 }
 
-void CheckpointSource::read(const TensorPart& part, int64_t first, int64_t count, DType dtype, void* to) const {
+void CheckpointSource::read(const TensorPart& part, int64_t first, int64_t count, DType dtype,
+                            void* to) const {
   checkpoint_.read(part.name, first, count, dtype, to);
 }
 

@@ -11,9 +11,13 @@ const nlohmann::json* ConfigReader::find(const std::string& key) const {
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
-bool ConfigReader::has(const std::string& key) const { return find(key) != nullptr; }
+bool ConfigReader::has(const std::string& key) const {
+  return find(key) != nullptr;
+}
 
-void ConfigReader::fail(const std::string& message) const { throw CheckpointError(where_ + ": " + message); }
+void ConfigReader::fail(const std::string& message) const {
+  throw CheckpointError(where_ + ": " + message);
+}
 
 int64_t ConfigReader::positive(const std::string& key, std::optional<int64_t> otherwise) const {
   const auto* value = find(key);
@@ -21,7 +25,8 @@ int64_t ConfigReader::positive(const std::string& key, std::optional<int64_t> ot
     if (otherwise) return *otherwise;
     fail("'" + key + "' is missing");
   }
-  if (!value->is_number_integer() || value->get<int64_t>() < 1 || value->get<int64_t>() > (int64_t{1} << 40)) {
+  if (!value->is_number_integer() || value->get<int64_t>() < 1 ||
+      value->get<int64_t>() > (int64_t{1} << 40)) {
     fail("'" + key + "' is " + value->dump() + ", but must be a positive integer");
   }
   return value->get<int64_t>();
@@ -111,11 +116,12 @@ RopeSpec read_rope(const ConfigReader& config, double default_theta) {
   scaling.factor = parameters.number("factor");
   scaling.low_freq_factor = parameters.number("low_freq_factor");
   scaling.high_freq_factor = parameters.number("high_freq_factor");
-  scaling.original_context = parameters.number("original_max_position_embeddings",
-                                               config.number("max_position_embeddings", 8192));
+  scaling.original_context =
+      parameters.number("original_max_position_embeddings", config.number("max_position_embeddings", 8192));
   if (scaling.factor <= 0 || scaling.low_freq_factor <= 0 ||
       scaling.high_freq_factor < scaling.low_freq_factor) {
-    parameters.fail("factor and low_freq_factor must be above 0, and high_freq_factor not below low_freq_factor");
+    parameters.fail(
+        "factor and low_freq_factor must be above 0, and high_freq_factor not below low_freq_factor");
   }
   rope.scaling = scaling;
   return rope;
@@ -123,8 +129,8 @@ RopeSpec read_rope(const ConfigReader& config, double default_theta) {
 
 void check_spec(const ModelSpec& spec, const ConfigReader& config) {
   if (spec.heads % spec.kv_heads != 0) {
-    config.fail(std::to_string(spec.heads) + " attention heads cannot share " + std::to_string(spec.kv_heads) +
-                " key/value heads");
+    config.fail(std::to_string(spec.heads) + " attention heads cannot share " +
+                std::to_string(spec.kv_heads) + " key/value heads");
   }
   if (spec.head_dim % 2 != 0) config.fail("head_dim " + std::to_string(spec.head_dim) + " is odd");
   if (spec.layers.size() > 4096) config.fail("num_hidden_layers is not believable");
@@ -134,8 +140,9 @@ void check_spec(const ModelSpec& spec, const ConfigReader& config) {
   }
   config.require("hidden_act", "silu");
   if (config.has("quantization_config")) {
-    config.fail("the checkpoint is quantized (quantization_config); only fp32, fp16 and bf16 weights are read so "
-                "far: use the unquantized checkpoint");
+    config.fail(
+        "the checkpoint is quantized (quantization_config); only fp32, fp16 and bf16 weights are read so "
+        "far: use the unquantized checkpoint");
   }
 }
 

@@ -14,7 +14,8 @@ namespace lighter::models {
 // A JSON object of a config, with the path that leads to it for messages. Copies are cheap enough.
 class ConfigReader {
  public:
-  ConfigReader(nlohmann::json object, std::string where) : object_(std::move(object)), where_(std::move(where)) {}
+  ConfigReader(nlohmann::json object, std::string where)
+      : object_(std::move(object)), where_(std::move(where)) {}
 
   // Absent and null count as not there. CheckpointError for a wrong type or a missing field without default.
   int64_t positive(const std::string& key, std::optional<int64_t> otherwise = std::nullopt) const;
@@ -22,7 +23,7 @@ class ConfigReader {
   // Some published configs write flags as integers: nonzero is true.
   bool flag(const std::string& key, bool otherwise) const;
   std::string text(const std::string& key, const std::string& otherwise) const;
-  std::vector<int64_t> integers(const std::string& key) const;    // empty when absent
+  std::vector<int64_t> integers(const std::string& key) const;   // empty when absent
   std::vector<std::string> texts(const std::string& key) const;  // empty when absent
   bool has(const std::string& key) const;
   ConfigReader object(const std::string& key) const;

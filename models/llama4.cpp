@@ -1,5 +1,5 @@
-// Llama 4 (Scout, and Maverick with its interleaved dense layers): NoPE layers between chunked RoPE layers, QK
-// norm, position-dependent temperature, sigmoid router that scales the experts' input, one shared expert.
+// Llama 4 (Scout, and Maverick with its interleaved dense layers): NoPE layers between chunked RoPE layers,
+// QK norm, position-dependent temperature, sigmoid router that scales the experts' input, one shared expert.
 // Reference: transformers, models/llama4/modeling_llama4.py.
 #include <algorithm>
 

@@ -32,8 +32,9 @@ ModelSpec mixtral_spec(const ConfigReader& config) {
   const int64_t layers = config.positive("num_hidden_layers");
   for (int i = 0; i < layers; ++i) spec.layers.push_back({.moe_layer = i});
   if (config.has("sliding_window")) {
-    config.fail("sliding_window is set; sliding-window attention is not supported (Mixtral-8x7B and -8x22B have "
-                "none)");
+    config.fail(
+        "sliding_window is set; sliding-window attention is not supported (Mixtral-8x7B and -8x22B have "
+        "none)");
   }
   check_spec(spec, config);
   return spec;

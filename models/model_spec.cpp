@@ -7,8 +7,8 @@
 namespace lighter::models {
 
 int ModelSpec::moe_layers() const {
-  return static_cast<int>(
-      std::count_if(layers.begin(), layers.end(), [](const LayerSpec& layer) { return layer.moe_layer >= 0; }));
+  return static_cast<int>(std::count_if(layers.begin(), layers.end(),
+                                        [](const LayerSpec& layer) { return layer.moe_layer >= 0; }));
 }
 
 void keep_layers(ModelSpec& spec, int count) {

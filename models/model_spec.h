@@ -1,6 +1,6 @@
 // What a decoder-only transformer is made of, as one plain value that the shared decoder builds from. Each
-// architecture's file (llama4.cpp, llama3.cpp, mixtral.cpp) makes it from config.json; nothing after that asks
-// which architecture it is.
+// architecture's file (llama4.cpp, llama3.cpp, mixtral.cpp) makes it from config.json; nothing after that
+// asks which architecture it is.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct RopeScaling {
 struct RopeSpec {
   double theta = 10000;
   std::optional<RopeScaling> scaling;
-  bool interleaved = false;  // pairs (2i, 2i+1), computed in fp32; else pairs (i, i + head_dim/2) in the dtype
+  bool interleaved =
+      false;  // pairs (2i, 2i+1), computed in fp32; else pairs (i, i + head_dim/2) in the dtype
 };
 
 struct LayerSpec {
@@ -41,8 +42,8 @@ enum class RouterKind {
 
 // How a checkpoint lays out the experts of a layer.
 enum class ExpertLayout {
-  fused_in_out,     // gate_up [experts, hidden, 2·ffn], down [experts, ffn, hidden]
-  separate_out_in   // per expert: gate [ffn, hidden], up [ffn, hidden], down [hidden, ffn]
+  fused_in_out,    // gate_up [experts, hidden, 2·ffn], down [experts, ffn, hidden]
+  separate_out_in  // per expert: gate [ffn, hidden], up [ffn, hidden], down [hidden, ffn]
 };
 
 // Tensor names in the checkpoint. Per-layer names have "{}" for the layer, experts' also "{e}".
@@ -67,8 +68,8 @@ struct ModelSpec {
   double norm_eps = 1e-5;
   bool tied_head = false;
   RopeSpec rope;
-  int64_t attention_chunk = 0;  // positions; only for chunked layers
-  double attention_scale = 0.1;   // of the temperature
+  int64_t attention_chunk = 0;   // positions; only for chunked layers
+  double attention_scale = 0.1;  // of the temperature
   double floor_scale = 8192;
   std::vector<LayerSpec> layers;
   int64_t dense_ffn = 0;  // width of dense layers

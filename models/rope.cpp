@@ -24,11 +24,12 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope, int64_t head_dim) {
     // The bands are tested first: with low = high the blend between them would divide by zero.
     if (wavelength < s.original_context / s.high_freq_factor) {
       result.push_back(frequency);
-    } else if (wavelength > s.original_context / s.low_freq_factor || s.high_freq_factor == s.low_freq_factor) {
+    } else if (wavelength > s.original_context / s.low_freq_factor ||
+               s.high_freq_factor == s.low_freq_factor) {
       result.push_back(static_cast<float>(frequency / s.factor));
     } else {
-      const double blend = (s.original_context / wavelength - s.low_freq_factor) /
-                           (s.high_freq_factor - s.low_freq_factor);
+      const double blend =
+          (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
       result.push_back(static_cast<float>((1 - blend) * frequency / s.factor + blend * frequency));
     }
   }
@@ -37,8 +38,9 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope, int64_t head_dim) {
 
 Rope::Rope(const RopeSpec& spec, int64_t head_dim, const Device& device) : interleaved_(spec.interleaved) {
   const auto values = inverse_frequencies(spec, head_dim);
-  inverse_frequencies_ =
-      host_view_of(values.data(), {static_cast<int64_t>(values.size())}, DType::fp32).clone().to(torch_device(device));
+  inverse_frequencies_ = host_view_of(values.data(), {static_cast<int64_t>(values.size())}, DType::fp32)
+                             .clone()
+                             .to(torch_device(device));
 }
 
 Rope::Angles Rope::angles(const at::Tensor& positions) const {
@@ -52,8 +54,8 @@ at::Tensor Rope::rotate(const at::Tensor& x, const Angles& angles) const {
     const at::Tensor pairs = x.to(at::kFloat).reshape({x.size(0), x.size(1), half, 2});
     const at::Tensor a = pairs.select(3, 0);
     const at::Tensor b = pairs.select(3, 1);
-    const at::Tensor rotated = at::stack({a.mul(angles.cos).sub(b.mul(angles.sin)),
-                                          a.mul(angles.sin).add(b.mul(angles.cos))}, 3);
+    const at::Tensor rotated =
+        at::stack({a.mul(angles.cos).sub(b.mul(angles.sin)), a.mul(angles.sin).add(b.mul(angles.cos))}, 3);
     return rotated.reshape(x.sizes()).to(x.scalar_type());
   }
   const at::Tensor cos = angles.cos.to(x.scalar_type());

@@ -11,20 +11,24 @@ namespace {
 using Engine = std::mt19937_64;
 
 Engine engine_for(uint64_t seed, int layer, int64_t position) {
-  std::seed_seq seeds{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(layer),
-                      static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32)};
+  std::seed_seq seeds{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
+                      static_cast<uint32_t>(layer), static_cast<uint32_t>(position),
+                      static_cast<uint32_t>(position >> 32)};
   return Engine(seeds);
 }
 
 // In [0, 1); the standard's distributions differ between libraries.
-double unit(Engine& engine) { return static_cast<double>(engine() >> 11) * 0x1.0p-53; }
+double unit(Engine& engine) {
+  return static_cast<double>(engine() >> 11) * 0x1.0p-53;
+}
 
 // k draws without replacement, by weight.
 void draw(Engine& engine, std::vector<double> weights, int k, int64_t* experts) {
   for (int i = 0; i < k; ++i) {
     double left = unit(engine) * std::accumulate(weights.begin(), weights.end(), 0.0);
     size_t chosen = 0;
-    while (chosen + 1 < weights.size() && (weights[chosen] == 0 || left >= weights[chosen])) left -= weights[chosen++];
+    while (chosen + 1 < weights.size() && (weights[chosen] == 0 || left >= weights[chosen]))
+      left -= weights[chosen++];
     while (weights[chosen] == 0) --chosen;  // Rounding may have passed the last one that is left.
     experts[i] = static_cast<int64_t>(chosen);
     weights[chosen] = 0;

@@ -57,29 +57,33 @@ ModelSpec scout() {
                            {"num_local_experts", 16},      {"num_experts_per_tok", 1},
                            {"attention_chunk_size", 8192}, {"max_position_embeddings", 10485760},
                            {"rope_theta", 500000.0},       {"rms_norm_eps", 1e-5}};
-  config["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 16.0}, {"low_freq_factor", 1.0},
-                            {"high_freq_factor", 1.0}, {"original_max_position_embeddings", 8192}};
+  config["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 16.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 1.0},
+                            {"original_max_position_embeddings", 8192}};
   return llama4_spec({config, "preset scout"});
 }
 
 ModelSpec llama_3_1_8b() {
-  nlohmann::json config = {{"hidden_size", 4096},        {"num_attention_heads", 32},
-                           {"num_key_value_heads", 8},   {"vocab_size", 128256},
-                           {"num_hidden_layers", 32},    {"intermediate_size", 14336},
-                           {"rope_theta", 500000.0},     {"rms_norm_eps", 1e-5},
-                           {"max_position_embeddings", 131072}};
-  config["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0},
-                            {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+  nlohmann::json config = {
+      {"hidden_size", 4096},    {"num_attention_heads", 32}, {"num_key_value_heads", 8},
+      {"vocab_size", 128256},   {"num_hidden_layers", 32},   {"intermediate_size", 14336},
+      {"rope_theta", 500000.0}, {"rms_norm_eps", 1e-5},      {"max_position_embeddings", 131072}};
+  config["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 8.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 4.0},
+                            {"original_max_position_embeddings", 8192}};
   return llama3_spec({config, "preset llama-3.1-8b"});
 }
 
 ModelSpec mixtral_8x7b() {
-  const nlohmann::json config = {{"hidden_size", 4096},      {"num_attention_heads", 32},
-                                 {"num_key_value_heads", 8}, {"vocab_size", 32000},
-                                 {"num_hidden_layers", 32},  {"intermediate_size", 14336},
-                                 {"num_local_experts", 8},   {"num_experts_per_tok", 2},
-                                 {"rope_theta", 1e6},        {"rms_norm_eps", 1e-5},
-                                 {"max_position_embeddings", 32768}};
+  const nlohmann::json config = {
+      {"hidden_size", 4096},    {"num_attention_heads", 32},       {"num_key_value_heads", 8},
+      {"vocab_size", 32000},    {"num_hidden_layers", 32},         {"intermediate_size", 14336},
+      {"num_local_experts", 8}, {"num_experts_per_tok", 2},        {"rope_theta", 1e6},
+      {"rms_norm_eps", 1e-5},   {"max_position_embeddings", 32768}};
   return mixtral_spec({config, "preset mixtral-8x7b"});
 }
 
@@ -88,7 +92,8 @@ ModelSpec mixtral_8x7b() {
 SyntheticSource::SyntheticSource(const ModelSpec& spec, DType dtype, int64_t slice_width, uint64_t seed)
     : spec_(spec), dtype_(dtype), slice_width_(slice_width), seed_(splitmix64(seed)) {}
 
-void SyntheticSource::read(const TensorPart& part, int64_t first, int64_t count, DType dtype, void* to) const {
+void SyntheticSource::read(const TensorPart& part, int64_t first, int64_t count, DType dtype,
+                           void* to) const {
   if (part.columns == 0) {  // A norm's weight: 1 changes nothing.
     for (int64_t i = 0; i < count; ++i) {
       if (dtype == DType::fp32) {

@@ -42,7 +42,8 @@ int64_t Weight::elements() const {
 std::string fill_name(const std::string& pattern, int layer, int expert) {
   std::string name = pattern;
   const auto replace = [&](const std::string& mark, int value) {
-    if (const auto at = name.find(mark); at != std::string::npos) name.replace(at, mark.size(), std::to_string(value));
+    if (const auto at = name.find(mark); at != std::string::npos)
+      name.replace(at, mark.size(), std::to_string(value));
   };
   replace("{}", layer);
   if (expert >= 0) replace("{e}", expert);

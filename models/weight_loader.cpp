@@ -15,7 +15,9 @@ uint64_t padded_bytes(const Weight& weight, DType dtype) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-bool stays_on_host(const Weight& weight) { return weight.role == WeightRole::embedding; }
+bool stays_on_host(const Weight& weight) {
+  return weight.role == WeightRole::embedding;
+}
 
 uint64_t sum_bytes(const ModelSpec& spec, DType dtype, bool host) {
   uint64_t sum = 0;
@@ -57,9 +59,15 @@ class Filler {
 
 }  // namespace
 
-uint64_t LoadedWeights::device_bytes(const ModelSpec& spec, DType dtype) { return sum_bytes(spec, dtype, false); }
-uint64_t LoadedWeights::host_bytes(const ModelSpec& spec, DType dtype) { return sum_bytes(spec, dtype, true); }
-uint64_t LoadedWeights::staging_bytes(const Device& device) { return device.is_cuda() ? kStagingBytes : 0; }
+uint64_t LoadedWeights::device_bytes(const ModelSpec& spec, DType dtype) {
+  return sum_bytes(spec, dtype, false);
+}
+uint64_t LoadedWeights::host_bytes(const ModelSpec& spec, DType dtype) {
+  return sum_bytes(spec, dtype, true);
+}
+uint64_t LoadedWeights::staging_bytes(const Device& device) {
+  return device.is_cuda() ? kStagingBytes : 0;
+}
 
 LoadedWeights::LoadedWeights(Device& device, const ModelSpec& spec, const TensorSource& source, DType dtype,
                              const Progress& progress)

@@ -2,13 +2,13 @@
 // checkpoint. The planner counts with this list and the loader reads by it, so they cannot disagree.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "models/model_spec.h"
 #include "runtime/device/device.h"

@@ -7,20 +7,21 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-// cuBLAS keeps 32 MiB for each handle on Hopper (and as much again for cuBLASLt); libtorch's caching allocator
-// rounds to 2 and 20 MiB blocks.
+// cuBLAS keeps 32 MiB for each handle on Hopper (and as much again for cuBLASLt); libtorch's caching
+// allocator rounds to 2 and 20 MiB blocks.
 constexpr uint64_t kCudaLibraries = 256 * kMiB;
 constexpr uint64_t kSmallTensors = 2 * kMiB;
 
 }  // namespace
 
-// Attention, feed-forward and head never hold their temporaries at the same time, so the largest of them counts,
-// beside the residual stream.
+// Attention, feed-forward and head never hold their temporaries at the same time, so the largest of them
+// counts, beside the residual stream.
 uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   const uint64_t element = dtype_size(shape.dtype);
   const auto tokens = static_cast<uint64_t>(shape.max_tokens);
   const uint64_t hidden = spec.hidden;
-  const uint64_t stream = tokens * hidden * (4 * element + 3 * 4);  // residual, normed, output; three fp32 copies
+  const uint64_t stream =
+      tokens * hidden * (4 * element + 3 * 4);  // residual, normed, output; three fp32 copies
 
   const uint64_t q = spec.heads * spec.head_dim;
   const uint64_t kv = spec.kv_heads * spec.head_dim;
@@ -28,8 +29,8 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   const uint64_t group = spec.heads / spec.kv_heads;
   const uint64_t masks = tokens > 1 ? 2 * tokens * keys * (8 + 1 + element + 2 * group * element) : 0;
   const uint64_t scores = shape.cuda ? 0 : 2 * 4 * kMiB;  // flash attention's tiles
-  const uint64_t attention = tokens * (q + 2 * kv) * (2 * element + 4 * 4) + 2 * keys * kv * element * shape.sequences +
-                             scores;
+  const uint64_t attention =
+      tokens * (q + 2 * kv) * (2 * element + 4 * 4) + 2 * keys * kv * element * shape.sequences + scores;
 
   uint64_t feed_forward = 0;
   if (spec.dense_layers() > 0) feed_forward = tokens * 3 * spec.dense_ffn * element;

@@ -19,8 +19,8 @@ void print_text(const Config& config, const PreparedModel& model) {
   };
   std::printf("%s, %zu layers (%d with experts), %s, context %lld, prefill in chunks of %lld%s\n\n",
               model.spec.architecture.c_str(), model.spec.layers.size(), model.spec.moe_layers(),
-              std::string(dtype_name(config.model.dtype)).c_str(), static_cast<long long>(config.memory.context),
-              static_cast<long long>(model.prefill_chunk),
+              std::string(dtype_name(config.model.dtype)).c_str(),
+              static_cast<long long>(config.memory.context), static_cast<long long>(model.prefill_chunk),
               config.model.is_synthetic() ? "; synthetic weights" : "");
   std::printf("  %-24s %14s %14s\n", "", "device", "host");
   for (const auto& line : plan.lines) row(line.what, line.device_bytes, line.host_bytes);
@@ -29,9 +29,10 @@ void print_text(const Config& config, const PreparedModel& model) {
   if (model.spec.moe_layers() > 0) {
     std::printf("\n%.1f %% of the expert slices are resident", 100 * plan.resident_share);
     if (!plan.all_resident) {
-      std::printf("; slices of %s, %d slots for those in transit",
-                  format_bytes(dense_slice_bytes({model.spec.hidden, model.slice_width}, config.model.dtype)).c_str(),
-                  plan.pager.spare_slots);
+      std::printf(
+          "; slices of %s, %d slots for those in transit",
+          format_bytes(dense_slice_bytes({model.spec.hidden, model.slice_width}, config.model.dtype)).c_str(),
+          plan.pager.spare_slots);
     }
     std::printf("\n");
   }
@@ -47,7 +48,8 @@ Json to_json(const Config& config, const PreparedModel& model) {
   const offload::Plan& plan = model.plan;
   Json lines = Json::array();
   for (const auto& line : plan.lines) {
-    lines.push_back({{"what", line.what}, {"device_bytes", line.device_bytes}, {"host_bytes", line.host_bytes}});
+    lines.push_back(
+        {{"what", line.what}, {"device_bytes", line.device_bytes}, {"host_bytes", line.host_bytes}});
   }
   return {{"fits", plan.fits()},
           {"problems", plan.problems},

@@ -22,8 +22,9 @@ constexpr int kSyntheticPrompt = 16;
 std::vector<int64_t> chat_ids(const Tokenizer& tokenizer, const RunOptions& options) {
   const auto format = detect_chat_format(tokenizer);
   if (!format) {
-    throw ConfigError("--chat: the model's tokenizer has neither Llama 4's nor Llama 3's chat tokens; it is a base "
-                      "model or of another family: leave --chat out");
+    throw ConfigError(
+        "--chat: the model's tokenizer has neither Llama 4's nor Llama 3's chat tokens; it is a base "
+        "model or of another family: leave --chat out");
   }
   std::vector<ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
@@ -36,8 +37,9 @@ std::vector<int64_t> prompt_ids(const Session& session, const RunOptions& option
   const Tokenizer* tokenizer = session.tokenizer();
   if (tokenizer == nullptr) {
     if (options.prompt_given || options.chat) {
-      throw ConfigError("there is no tokenizer (synthetic weights have none, and a folder needs tokenizer.json); "
-                        "give the prompt as --prompt-ids 1,2,3");
+      throw ConfigError(
+          "there is no tokenizer (synthetic weights have none, and a folder needs tokenizer.json); "
+          "give the prompt as --prompt-ids 1,2,3");
     }
     std::vector<int64_t> ids(kSyntheticPrompt);
     std::iota(ids.begin(), ids.end(), 1);
@@ -106,18 +108,25 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
   std::fprintf(stderr, "\n\n%s%s, %s, on %s: %lld + %zu tokens (%s)\n", model.spec.architecture.c_str(),
                config.model.is_synthetic() ? " with synthetic weights" : "",
                std::string(dtype_name(config.model.dtype)).c_str(), session.device().name().c_str(),
-               static_cast<long long>(result.prompt_tokens), result.ids.size(), finish_reason_name(result.finish));
+               static_cast<long long>(result.prompt_tokens), result.ids.size(),
+               finish_reason_name(result.finish));
   std::fprintf(stderr, "  prefill   %.1f tokens/s, first token after %s\n", result.prefill_tokens_per_s(),
                format_seconds(result.time_to_first_token_s).c_str());
   std::fprintf(stderr, "  decode    %.1f tokens/s\n", result.decode_tokens_per_s());
-  std::fprintf(stderr, "  memory    device %s of %s, host %s of %s at peak\n",
-               format_bytes(session.device_peak_bytes()).c_str(), format_bytes(config.memory.gpu_budget_bytes).c_str(),
-               format_bytes(session.host_peak_bytes()).c_str(), format_bytes(config.memory.host_budget_bytes).c_str());
+  std::fprintf(
+      stderr, "  memory    device %s of %s, host %s of %s at peak\n",
+      format_bytes(session.device_peak_bytes()).c_str(), format_bytes(config.memory.gpu_budget_bytes).c_str(),
+      format_bytes(session.host_peak_bytes()).c_str(), format_bytes(config.memory.host_budget_bytes).c_str());
   if (counters.slices_used == 0) return;
   std::fprintf(stderr, "  experts   %.1f %% of their slices resident, hit rate %.1f %%\n",
                100 * model.plan.resident_share, 100 * counters.hit_rate());
   if (model.plan.all_resident) return;
-  std::fprintf(stderr, "  paging    %s moved (%s on a guess), %s waiting for slices\n",
+  std::fprintf(stderr,
+               "Of %llu expert slices used, %llu were on the device; the others were paged in: %s copied, %s "
+               "of it ahead "
+               "of need, %s spent waiting.\n",
+               static_cast<unsigned long long>(counters.slices_used),
+               static_cast<unsigned long long>(counters.slices_resident),
                format_bytes(counters.bytes_moved()).c_str(), format_bytes(counters.prefetch_bytes).c_str(),
                format_seconds(counters.stall_s).c_str());
 }

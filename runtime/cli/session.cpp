@@ -35,19 +35,21 @@ models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models
 }
 
 // Loads the routed experts behind the executor that the plan asks for.
-std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model, const Config& config,
-                                              const models::TensorSource& source, const Progress& progress) {
+std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
+                                              const Config& config, const models::TensorSource& source,
+                                              const Progress& progress) {
   const models::ModelSpec& spec = model.spec;
   auto format = make_dense_format({spec.hidden, model.slice_width}, config.model.dtype);
-  const ExpertGrid grid{spec.moe_layers(), spec.experts, static_cast<int>(spec.expert_ffn / model.slice_width),
-                        format->slice_bytes()};
+  const ExpertGrid grid{spec.moe_layers(), spec.experts,
+                        static_cast<int>(spec.expert_ffn / model.slice_width), format->slice_bytes()};
   if (model.plan.all_resident) {
     auto resident = std::make_unique<ResidentExperts>(device, grid, std::move(format));
     resident->load(source, progress);
     return resident;
   }
   const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
-  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth);
+  auto pager =
+      std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth);
   pager->load(source, progress);
   return pager;
 }
@@ -92,8 +94,8 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
     executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
     if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
   }
-  decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule), *device_,
-                                               config.model.dtype);
+  decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule),
+                                               *device_, config.model.dtype);
 }
 
 Session::~Session() = default;

@@ -1,5 +1,5 @@
-// The composition root: builds device, weights, cache, executor and decoder as planned, in an order in which no
-// budget is passed, and takes them down in the opposite order.
+// The composition root: builds device, weights, cache, executor and decoder as planned, in an order in which
+// no budget is passed, and takes them down in the opposite order.
 #pragma once
 
 #include <atomic>
@@ -32,8 +32,8 @@ class Session {
   const std::set<int64_t>& stop_tokens() const { return stop_tokens_; }
   ExpertCounters counters() const { return executor_ ? executor_->counters() : ExpertCounters(); }
 
-  // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the driver
-  // says is in use; nothing is given back before the session ends, so that is the peak.
+  // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the
+  // driver says is in use; nothing is given back before the session ends, so that is the peak.
   uint64_t device_peak_bytes() const;
   uint64_t host_peak_bytes() const { return device_->host_budget().peak_bytes(); }
   uint64_t workspace_peak_bytes() const { return torch_->peak_bytes(); }

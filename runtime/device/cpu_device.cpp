@@ -70,7 +70,9 @@ class CpuEvent : public Event {
   std::shared_ptr<Mark> mark_;
 };
 
-std::shared_ptr<Mark> mark_of(const Event& event) { return static_cast<const CpuEvent&>(event).mark(); }
+std::shared_ptr<Mark> mark_of(const Event& event) {
+  return static_cast<const CpuEvent&>(event).mark();
+}
 
 // The caller's thread is the stream: what it does is done.
 class InlineStream : public Stream {
@@ -170,9 +172,7 @@ class CpuDevice : public Device {
     if (from == nullptr || to == nullptr) return 0;
     return std::chrono::duration<double, std::milli>(to->at() - from->at()).count();
   }
-  Buffer allocate(size_t bytes, const std::string& what) override {
-    return map(device_budget_, bytes, what);
-  }
+  Buffer allocate(size_t bytes, const std::string& what) override { return map(device_budget_, bytes, what); }
   Buffer allocate_host(size_t bytes, const std::string& what) override {
     return map(host_budget_, bytes, what);
   }

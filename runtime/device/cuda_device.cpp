@@ -1,11 +1,10 @@
 #include <cuda_runtime_api.h>
-
 #include <spdlog/spdlog.h>
 
+#include "runtime/bytes.h"
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
 #include "runtime/error.h"
-#include "runtime/bytes.h"
 
 namespace lighter {
 namespace {
@@ -43,7 +42,9 @@ class CudaEvent : public Event {
   cudaEvent_t event_ = nullptr;
 };
 
-cudaEvent_t native(const Event& event) { return static_cast<const CudaEvent&>(event).get(); }
+cudaEvent_t native(const Event& event) {
+  return static_cast<const CudaEvent&>(event).get();
+}
 
 class CudaStream : public Stream {
  public:

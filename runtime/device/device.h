@@ -16,8 +16,8 @@
 namespace lighter {
 
 // A marker in a stream. Recording it again moves it; a wait refers to the latest record before the wait.
-// An event that was never recorded counts as passed. Thread-safe: one thread may wait for it while another records it
-// again; which of the records the wait refers to is then open.
+// An event that was never recorded counts as passed. Thread-safe: one thread may wait for it while another
+// records it again; which of the records the wait refers to is then open.
 class Event {
  public:
   virtual ~Event() = default;

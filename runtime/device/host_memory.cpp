@@ -7,8 +7,8 @@
 #include <cstring>
 #include <string>
 
-#include "runtime/error.h"
 #include "runtime/bytes.h"
+#include "runtime/error.h"
 
 namespace lighter {
 namespace {
@@ -27,7 +27,9 @@ void* map_host_memory(size_t bytes) {
   return data;
 }
 
-void unmap_host_memory(void* data, size_t bytes) noexcept { munmap(data, bytes); }
+void unmap_host_memory(void* data, size_t bytes) noexcept {
+  munmap(data, bytes);
+}
 
 void touch_host_memory(void* data, size_t bytes) {
   const size_t blocks = (bytes + kHugePage - 1) / kHugePage;

@@ -55,7 +55,8 @@ void Generator::check(const GenerateRequest& request) const {
     }
   }
   if (!request.stop.empty() && tokenizer_ == nullptr) {
-    throw ConfigError("generate.stop needs text, but the model has no tokenizer; synthetic weights have none");
+    throw ConfigError(
+        "generate.stop needs text, but the model has no tokenizer; synthetic weights have none");
   }
 }
 

@@ -32,14 +32,18 @@ struct GenerateResult {
   std::string text;
   std::vector<std::vector<TokenLogprob>> logprobs;
   FinishReason finish = FinishReason::length;
-  double prefill_s = 0;            // the prompt's steps
+  double prefill_s = 0;              // the prompt's steps
   double time_to_first_token_s = 0;  // until the first token was there
-  double decode_s = 0;             // the steps after it
+  double decode_s = 0;               // the steps after it
   int64_t prompt_tokens = 0;
-  int64_t decode_tokens = 0;       // tokens that decode_s made
+  int64_t decode_tokens = 0;  // tokens that decode_s made
 
-  double prefill_tokens_per_s() const { return prefill_s > 0 ? static_cast<double>(prompt_tokens) / prefill_s : 0; }
-  double decode_tokens_per_s() const { return decode_s > 0 ? static_cast<double>(decode_tokens) / decode_s : 0; }
+  double prefill_tokens_per_s() const {
+    return prefill_s > 0 ? static_cast<double>(prompt_tokens) / prefill_s : 0;
+  }
+  double decode_tokens_per_s() const {
+    return decode_s > 0 ? static_cast<double>(decode_tokens) / decode_s : 0;
+  }
 };
 
 // text: what the token completes; may be empty.
@@ -48,12 +52,14 @@ using OnPrefill = std::function<void(int64_t done, int64_t total)>;
 
 class Generator {
  public:
-  // tokenizer may be null: then there is no text. interrupted: set by a signal; generation ends after the step.
+  // tokenizer may be null: then there is no text. interrupted: set by a signal; generation ends after the
+  // step.
   Generator(Model& model, const Tokenizer* tokenizer, const std::atomic<bool>& interrupted)
       : model_(model), tokenizer_(tokenizer), interrupted_(interrupted) {}
 
   // Throws ConfigError for a prompt that is empty, too long, or has ids outside the vocabulary.
-  GenerateResult generate(const GenerateRequest& request, const OnText& on_text, const OnPrefill& on_prefill = {});
+  GenerateResult generate(const GenerateRequest& request, const OnText& on_text,
+                          const OnPrefill& on_prefill = {});
 
  private:
   void check(const GenerateRequest& request) const;

@@ -1,5 +1,5 @@
-// Picks the next token from logits. Greedy at temperature 0; otherwise temperature, then top-k, top-p and min-p
-// cut the distribution, and a seeded generator draws. Not thread-safe (it owns the generator).
+// Picks the next token from logits. Greedy at temperature 0; otherwise temperature, then top-k, top-p and
+// min-p cut the distribution, and a seeded generator draws. Not thread-safe (it owns the generator).
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
 
-  // logits: [vocab], finite or -inf; throws DeviceError if one is NaN or all are -inf. Ties go to the lower id.
+  // logits: [vocab], finite or -inf; throws DeviceError if one is NaN or all are -inf. Ties go to the lower
+  // id.
   int64_t sample(std::span<const float> logits);
 
  private:

@@ -28,6 +28,8 @@ std::string StopMatcher::push(const std::string& text) {
   return shown;
 }
 
-std::string StopMatcher::flush() { return std::exchange(held_, {}); }
+std::string StopMatcher::flush() {
+  return std::exchange(held_, {});
+}
 
 }  // namespace lighter

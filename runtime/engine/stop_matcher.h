@@ -10,8 +10,8 @@ class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
-  // Returns the text that can be shown now. After a stop string was found, stopped() is true, and the text ends
-  // before it.
+  // Returns the text that can be shown now. After a stop string was found, stopped() is true, and the text
+  // ends before it.
   std::string push(const std::string& text);
   // What was held back, when no more text comes.
   std::string flush();

@@ -25,9 +25,7 @@ class BlockTable {
   // Row of the key at this position in the group's storage.
   int64_t row(int sequence, int64_t position) const;
   // The first position that a query at `position` may attend to.
-  int64_t first_visible(int64_t position) const {
-    return window_ == 0 ? 0 : position / window_ * window_;
-  }
+  int64_t first_visible(int64_t position) const { return window_ == 0 ? 0 : position / window_ * window_; }
 
  private:
   const int64_t block_;

@@ -29,7 +29,10 @@ uint64_t KvShape::bytes() const {
 }
 
 KvCache::KvCache(Device& device, const KvShape& shape)
-    : device_(device), shape_(shape), tables_(tables_for(shape)), memory_(device.allocate(shape.bytes(), "KV cache")) {
+    : device_(device),
+      shape_(shape),
+      tables_(tables_for(shape)),
+      memory_(device.allocate(shape.bytes(), "KV cache")) {
   std::byte* next = memory_.data();
   for (const bool is_chunked : shape.chunked) {
     const int64_t rows = tables_[is_chunked].total_blocks() * shape.usable_block();

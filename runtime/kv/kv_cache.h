@@ -1,5 +1,5 @@
-// Keys and values of all layers in blocks, allocated once. Two groups of layers with a block table each: those
-// that attend to everything, and those that attend within chunks. Not thread-safe.
+// Keys and values of all layers in blocks, allocated once. Two groups of layers with a block table each:
+// those that attend to everything, and those that attend within chunks. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,8 +20,8 @@ struct KvShape {
   int64_t chunk = 0;          // positions in a chunk
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t block = 256;   // wanted; a smaller one is used where it does not divide chunk
-  int64_t context = 0;   // positions a sequence may reach
+  int64_t block = 256;  // wanted; a smaller one is used where it does not divide chunk
+  int64_t context = 0;  // positions a sequence may reach
   int sequences = 1;
   DType dtype = DType::bf16;
 
@@ -57,7 +57,9 @@ class KvCache {
   void write(int layer, const StepIndex& index, const at::Tensor& keys, const at::Tensor& values);
   // [keys, kv_heads, head_dim]
   at::Tensor keys(int layer, const Reads& reads) const { return keys_[layer].index_select(0, reads.rows); }
-  at::Tensor values(int layer, const Reads& reads) const { return values_[layer].index_select(0, reads.rows); }
+  at::Tensor values(int layer, const Reads& reads) const {
+    return values_[layer].index_select(0, reads.rows);
+  }
 
   void release(int sequence);
   const KvShape& shape() const { return shape_; }
@@ -67,7 +69,7 @@ class KvCache {
   const KvShape shape_;
   std::array<BlockTable, 2> tables_;
   Buffer memory_;
-  std::vector<at::Tensor> keys_;    // by layer: [rows, kv_heads, head_dim]
+  std::vector<at::Tensor> keys_;  // by layer: [rows, kv_heads, head_dim]
   std::vector<at::Tensor> values_;
 };
 

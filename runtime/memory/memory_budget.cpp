@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "runtime/error.h"
 #include "runtime/bytes.h"
+#include "runtime/error.h"
 
 namespace lighter {
 

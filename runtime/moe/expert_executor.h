@@ -1,9 +1,9 @@
-// The seam between a model and the paging of its experts. A model calls enqueue() for each MoE layer and knows
-// nothing else: ResidentExperts (everything in device memory: baseline and oracle) and offload/ExpertPager
-// stand behind it, and what offloading costs is what swapping them changes.
+// The seam between a model and the paging of its experts. A model calls enqueue() for each MoE layer and
+// knows nothing else: ResidentExperts (everything in device memory: baseline and oracle) and
+// offload/ExpertPager stand behind it, and what offloading costs is what swapping them changes.
 //
-// Routed output, for each token: the sum over its experts, ascending, and their slices, ascending, in fp32; so
-// it is the same, bit for bit, wherever a slice lies. Not thread-safe: one thread runs the steps.
+// Routed output, for each token: the sum over its experts, ascending, and their slices, ascending, in fp32;
+// so it is the same, bit for bit, wherever a slice lies. Not thread-safe: one thread runs the steps.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -14,7 +14,7 @@ namespace lighter {
 
 // The routing of a layer as the host sees it.
 struct HostRouting {
-  std::vector<int> experts;               // chosen by any token, ascending
+  std::vector<int> experts;                // chosen by any token, ascending
   std::vector<std::vector<int64_t>> rows;  // for each of them: its tokens, as token · k + rank, ascending
 };
 

@@ -1,13 +1,14 @@
 #include "runtime/torch/cuda_rules.h"
 
 #include <ATen/Context.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-// Declared in ATen/cuda/CUDAContextLight.h, which wants cuBLAS's headers; those are no part of a CUDA compiler.
+// Declared in ATen/cuda/CUDAContextLight.h, which wants cuBLAS's headers; those are no part of a CUDA
+// compiler.
 namespace at::cuda {
 TORCH_CUDA_CPP_API void clearCublasWorkspaces();
 }

@@ -30,7 +30,8 @@ at::TensorOptions tensor_options(const Device& device, DType dtype) {
 
 at::Tensor view_of(const void* data, at::IntArrayRef shape, const Device& device, DType dtype) {
   const auto options = tensor_options(device, dtype);
-  return at::from_blob(const_cast<void*>(data), shape, [](void*) {}, options, options.device());
+  return at::from_blob(
+      const_cast<void*>(data), shape, [](void*) {}, options, options.device());
 }
 
 at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype) {

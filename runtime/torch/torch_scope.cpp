@@ -44,7 +44,9 @@ TorchScope::~TorchScope() {
   rules_->device.device_budget().give_back(rules_->workspace_bytes);
 }
 
-uint64_t TorchScope::workspace_bytes() const { return rules_->workspace_bytes; }
+uint64_t TorchScope::workspace_bytes() const {
+  return rules_->workspace_bytes;
+}
 
 uint64_t TorchScope::peak_bytes() const {
   return rules_->cuda ? rules_->cuda->peak_bytes() : rules_->cpu_workspace->peak_bytes();

@@ -4,12 +4,12 @@
 #include <cstring>
 #include <new>
 
-#include "runtime/error.h"
 #include "runtime/bytes.h"
+#include "runtime/error.h"
 
 namespace lighter {
-// In front of every block, so that the block's own address is all that its deleter needs: oneDNN asks for memory
-// whose context is the data itself.
+// In front of every block, so that the block's own address is all that its deleter needs: oneDNN asks for
+// memory whose context is the data itself.
 struct WorkspaceAllocator::Header {
   std::shared_ptr<State> state;
   size_t bytes;
@@ -54,7 +54,9 @@ void WorkspaceAllocator::free_block(void* data) {
   std::free(block);
 }
 
-c10::DeleterFnPtr WorkspaceAllocator::raw_deleter() const { return &free_block; }
+c10::DeleterFnPtr WorkspaceAllocator::raw_deleter() const {
+  return &free_block;
+}
 
 void WorkspaceAllocator::copy_data(void* to, const void* from, std::size_t bytes) const {
   std::memcpy(to, from, bytes);

@@ -28,7 +28,8 @@ double largest_error(const std::vector<float>& values, const std::vector<float>&
 double rms_error(const std::vector<float>& values, const std::vector<float>& reference) {
   REQUIRE(values.size() == reference.size());
   double sum = 0;
-  for (size_t i = 0; i < values.size(); ++i) sum += std::pow(static_cast<double>(values[i]) - reference[i], 2);
+  for (size_t i = 0; i < values.size(); ++i)
+    sum += std::pow(static_cast<double>(values[i]) - reference[i], 2);
   return std::sqrt(sum / static_cast<double>(values.size()));
 }
 

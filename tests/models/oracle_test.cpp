@@ -33,7 +33,9 @@ using Policy = OffloadConfig::Policy;
 
 }  // namespace
 
-TEST_CASE("paged output equals resident output bit for bit, for every architecture, policy, residency and prefetch") {
+TEST_CASE(
+    "paged output equals resident output bit for bit, for every architecture, policy, residency and "
+    "prefetch") {
   for (const std::string name : {"llama4_scout", "llama4_maverick", "mixtral"}) {
     for (const DType dtype : {DType::fp32, DType::bf16}) {
       const auto ids = prompt_of(name);
@@ -104,7 +106,9 @@ TEST_CASE("a batch of several sequences gives each the logits that it has alone"
   }
 }
 
-TEST_CASE("no run takes more than its budgets, loading included, and one that cannot fit refuses before it allocates") {
+TEST_CASE(
+    "no run takes more than its budgets, loading included, and one that cannot fit refuses before it "
+    "allocates") {
   for (const std::string name : {"llama4_scout", "mixtral", "llama3"}) {
     for (const double ratio : {0.0, 0.5, 1.0}) {
       CAPTURE(name);

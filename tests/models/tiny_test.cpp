@@ -10,7 +10,8 @@
 using namespace lighter;
 using namespace lighter::test;
 
-TEST_CASE("the shipped model writes the text that transformers writes, with two thirds of its experts paged") {
+TEST_CASE(
+    "the shipped model writes the text that transformers writes, with two thirds of its experts paged") {
   std::ifstream in(kGoldens / "tiny_greedy.json");
   const auto cases = nlohmann::json::parse(in);
   Config config = golden_config("", DType::fp32);
@@ -36,7 +37,8 @@ TEST_CASE("the shipped model writes the text that transformers writes, with two 
   }
 }
 
-TEST_CASE("generation stops at stop strings and stop tokens, at the token limit and at the end of the context") {
+TEST_CASE(
+    "generation stops at stop strings and stop tokens, at the token limit and at the end of the context") {
   Config config = golden_config("", DType::fp32);
   config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
   config.memory.context = 64;

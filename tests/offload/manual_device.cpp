@@ -80,41 +80,45 @@ void ManualDevice::push(int stream, Work work) {
     asked_.push_back(work.copy);
   }
   queue.work.push_back(std::move(work));
-  for (bool any = let_go_; any;) {
+  run_all();
+}
+
+// Called under the lock. Returns when nothing can go on.
+void ManualDevice::run_all() {
+  for (bool any = true; any;) {
     any = false;
-    for (size_t i = 0; i < queues_.size(); ++i) any |= run_locked(static_cast<int>(i));
-  }
-  changed_.notify_all();
-}
-
-bool ManualDevice::run(int stream) {
-  std::lock_guard lock(mutex_);
-  return run_locked(stream);
-}
-
-bool ManualDevice::run_locked(int stream) {
-  auto& work = queues_[stream].work;
-  bool any = false;
-  for (; !work.empty(); work.pop_front(), any = true) {
-    const Work& next = work.front();
-    if (next.wait_for && !*next.wait_for) break;
-    if (next.copy.bytes > 0) {
-      std::memcpy(next.copy.to, next.from, next.copy.bytes);
-      done_.push_back(next.copy);
+    for (Queue& queue : queues_) {
+      while (run_one(queue)) any = true;
     }
-    if (next.pass) *next.pass = true;
   }
   changed_.notify_all();
-  return any;
+}
+
+bool ManualDevice::run_one(Queue& queue) {
+  if (queue.work.empty()) return false;
+  const Work& next = queue.work.front();
+  if (next.wait_for && !*next.wait_for) return false;
+  if (next.copy.bytes > 0) {
+    if (!let_go_ && queue.allowed == 0) return false;
+    if (!let_go_) --queue.allowed;
+    std::memcpy(next.copy.to, next.from, next.copy.bytes);
+    done_.push_back(next.copy);
+  }
+  if (next.pass) *next.pass = true;
+  queue.work.pop_front();
+  return true;
+}
+
+void ManualDevice::allow(int stream, int copies) {
+  std::lock_guard lock(mutex_);
+  queues_[stream].allowed += copies;
+  run_all();
 }
 
 void ManualDevice::let_go() {
   std::lock_guard lock(mutex_);
   let_go_ = true;
-  for (bool any = true; any;) {
-    any = false;
-    for (size_t i = 0; i < queues_.size(); ++i) any |= run_locked(static_cast<int>(i));
-  }
+  run_all();
 }
 
 void ManualDevice::fail(int stream, int after_copies) {

@@ -1,4 +1,5 @@
-// A device whose copy streams do nothing until the test says so, in the order that the test says.
+// A device whose copies happen when the test says so, in the order that the test says. Waits and records pass by
+// themselves when it is their turn.
 //
 // The first copy stream that is made is number 0. Memory is that of a CpuDevice. Thread-safe.
 #pragma once
@@ -25,9 +26,9 @@ class ManualDevice : public Device {
   ManualDevice();
   ~ManualDevice() override;
 
-  // Carries out what the stream was given, until something must wait; true if anything was done.
-  bool run(int stream);
-  // From now on, streams carry out everything at once where nothing must wait.
+  // Lets the stream carry out that many copies more.
+  void allow(int stream, int copies = 1);
+  // Lets all streams carry out everything, from now on.
   void let_go();
   // The stream's copies throw from the count-th on.
   void fail(int stream, int after_copies);
@@ -61,11 +62,13 @@ class ManualDevice : public Device {
   };
   struct Queue {
     std::deque<Work> work;
+    int allowed = 0;
     int copies_left = -1;  // until it fails; negative: never
   };
 
   void push(int stream, Work work);
-  bool run_locked(int stream);
+  void run_all();
+  bool run_one(Queue& queue);
 
   std::unique_ptr<Device> memory_;
   mutable std::mutex mutex_;

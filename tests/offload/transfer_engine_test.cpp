@@ -62,7 +62,7 @@ TEST_CASE("a demand copy is asked for at once and ready when it has passed") {
   CHECK(device.asked()[0].stream == kDemand);
   CHECK(device.asked()[0].bytes == kBytes);
   CHECK_FALSE(target.ready->passed());
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(target.arrived());
   CHECK(engine.counters().demand_bytes == kBytes);
   CHECK(engine.counters().demand_busy_bytes == kBytes);
@@ -74,22 +74,24 @@ TEST_CASE("a copy waits for the last use of its destination and for an earlier f
   ManualDevice device;
   Target target(device, 1);
   const auto last_use = device.new_event();
-  const auto other_stream = device.new_copy_stream();  // number 0 here
-  other_stream->record(*last_use);
   TransferEngine engine(device, kPiece);
+  const auto reader = device.new_copy_stream();
+  constexpr int kReader = 2;
+  std::byte read{};
+  reader->copy(&read, target.to.data(), 1);
+  reader->record(*last_use);
   engine.fetch(target.request(last_use.get()));
-  device.run(1);
+  device.allow(kDemand, 2);
   CHECK(device.done().empty());
-  device.run(0);
-  device.run(1);
+  device.allow(kReader);
   CHECK(target.arrived());
-  other_stream->record(*target.ready);
+  reader->copy(target.to.data(), &read, 1);
+  reader->record(*target.ready);
   engine.fetch(target.request());
-  device.run(1);
-  CHECK(device.done().size() == 1);
-  device.run(0);
-  device.run(1);
   CHECK(device.done().size() == 2);
+  device.allow(kReader);
+  CHECK(device.done().size() == 4);
+  CHECK(target.arrived());
 }
 
 TEST_CASE("a prefetch is copied piece by piece, one piece outstanding") {
@@ -105,7 +107,7 @@ TEST_CASE("a prefetch is copied piece by piece, one piece outstanding") {
     CHECK(device.asked().back().bytes == kPiece);
     CHECK(device.asked().back().to == target.to.data() + (piece - 1) * kPiece);
     CHECK(ended.count == 0);
-    device.run(kPrefetch);
+    device.allow(kPrefetch);
   }
   REQUIRE(eventually([&] { return ended.count == 1; }));
   CHECK(target.arrived());
@@ -122,10 +124,10 @@ TEST_CASE("a demand overtakes a prefetch: at most one piece goes first") {
   engine.prefetch(guess.request(), ended.callback());
   REQUIRE(device.wait_for_asked(1));
   engine.fetch(needed.request());
-  device.run(kPrefetch);
+  device.allow(kPrefetch);
   give_it_time();
   CHECK(device.asked().size() == 2);  // no second piece while the demand is outstanding
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(needed.arrived());
   REQUIRE(device.wait_for_asked(3));
   device.let_go();
@@ -162,14 +164,13 @@ TEST_CASE("expediting a prefetch makes its rest a demand, and ready covers both 
     const auto copy = engine.prefetch(guess.request(), ended.callback());
     for (int piece = 1; piece < pieces_first; ++piece) {
       REQUIRE(device.wait_for_asked(piece));
-      device.run(kPrefetch);
+      device.allow(kPrefetch);
     }
     REQUIRE(device.wait_for_asked(pieces_first));
     engine.expedite(*copy);
-    device.run(kDemand);
+    device.allow(kDemand);
     CHECK_FALSE(guess.ready->passed());  // the last piece is still outstanding
-    device.run(kPrefetch);
-    device.run(kDemand);
+    device.allow(kPrefetch);
     CHECK(guess.arrived());
     REQUIRE(eventually([&] { return ended.count == 1; }));
     CHECK(engine.counters().prefetch_bytes == pieces_first * kPiece);
@@ -189,7 +190,7 @@ TEST_CASE("expediting a prefetch that has not begun makes all of it a demand") {
   const auto copy = engine.prefetch(second.request(), ended.callback());
   REQUIRE(device.wait_for_asked(1));
   engine.expedite(*copy);
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(second.arrived());
   CHECK(engine.counters().demand_bytes == kBytes);
   device.let_go();
@@ -215,7 +216,7 @@ TEST_CASE("cancelling a prefetch stops it and says what was copied in vain") {
   again.to = begun.to.data();
   again.ready = begun.ready.get();
   engine.fetch(again);
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(device.done().empty());
   device.let_go();
   CHECK(begun.to == next.from);
@@ -278,11 +279,11 @@ TEST_CASE("copies without a gap between them are one busy time") {
   engine.fetch(a.request());
   engine.fetch(b.request());
   CHECK(engine.counters().demand_busy_bytes == 0);  // still outstanding
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(engine.counters().demand_busy_bytes == 2 * kBytes);
   CHECK(engine.counters().demand_busy_s == 0.001);
   engine.fetch(a.request());
-  device.run(kDemand);
+  device.allow(kDemand);
   CHECK(engine.counters().demand_busy_bytes == 3 * kBytes);
   CHECK(engine.counters().demand_busy_s == 0.002);
 }
