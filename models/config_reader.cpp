@@ -5,6 +5,13 @@
 #include "runtime/error.h"
 
 namespace lighter::models {
+namespace {
+
+// No field of a published model comes near: what is beyond is damage, and must not become an allocation.
+constexpr int64_t kLargest = int64_t{1} << 30;
+constexpr int64_t kMostLayers = 4096;
+
+}  // namespace
 
 const nlohmann::json* ConfigReader::find(const std::string& key) const {
   const auto found = object_.find(key);
@@ -25,11 +32,20 @@ int64_t ConfigReader::positive(const std::string& key, std::optional<int64_t> ot
     if (otherwise) return *otherwise;
     fail("'" + key + "' is missing");
   }
-  if (!value->is_number_integer() || value->get<int64_t>() < 1 ||
-      value->get<int64_t>() > (int64_t{1} << 40)) {
-    fail("'" + key + "' is " + value->dump() + ", but must be a positive integer");
+  if (!value->is_number_integer() || value->get<int64_t>() < 1 || value->get<int64_t>() > kLargest) {
+    fail("'" + key + "' is " + value->dump() + ", but must be an integer from 1 to " +
+         std::to_string(kLargest));
   }
   return value->get<int64_t>();
+}
+
+int64_t ConfigReader::layers() const {
+  const int64_t count = positive("num_hidden_layers");
+  if (count > kMostLayers) {
+    fail("'num_hidden_layers' is " + std::to_string(count) + "; at most " + std::to_string(kMostLayers) +
+         " are supported");
+  }
+  return count;
 }
 
 double ConfigReader::number(const std::string& key, std::optional<double> otherwise) const {
@@ -133,7 +149,6 @@ void check_spec(const ModelSpec& spec, const ConfigReader& config) {
                 std::to_string(spec.kv_heads) + " key/value heads");
   }
   if (spec.head_dim % 2 != 0) config.fail("head_dim " + std::to_string(spec.head_dim) + " is odd");
-  if (spec.layers.size() > 4096) config.fail("num_hidden_layers is not believable");
   if (spec.moe_layers() > 0 && spec.experts_per_token > spec.experts) {
     config.fail("num_experts_per_tok " + std::to_string(spec.experts_per_token) + " is more than the " +
                 std::to_string(spec.experts) + " experts");

@@ -19,6 +19,8 @@ class ConfigReader {
 
   // Absent and null count as not there. CheckpointError for a wrong type or a missing field without default.
   int64_t positive(const std::string& key, std::optional<int64_t> otherwise = std::nullopt) const;
+  // num_hidden_layers, within what can be believed.
+  int64_t layers() const;
   double number(const std::string& key, std::optional<double> otherwise = std::nullopt) const;
   // Some published configs write flags as integers: nonzero is true.
   bool flag(const std::string& key, bool otherwise) const;

@@ -109,7 +109,7 @@ ModelSpec llama4_spec(const ConfigReader& whole) {
   spec.weight_on = WeightOn::input;
   spec.names = tensor_names(nested ? "language_model." : "");
 
-  const int64_t layers = config.positive("num_hidden_layers");
+  const int64_t layers = config.layers();
   const auto rope = rope_layers(config, layers);
   const auto moe = moe_layers(config, layers);
   const auto chunked = chunked_layers(config, rope);

@@ -1,35 +1,26 @@
 // Mixtral: top-2 of 8 experts in every layer, softmax router whose weights scale the experts' output.
 // Reference: transformers, models/mixtral/modeling_mixtral.py.
 #include "models/architectures.h"
-#include "models/common_names.h"
+#include "models/common_fields.h"
 
 namespace lighter::models {
 
 ModelSpec mixtral_spec(const ConfigReader& config) {
-  ModelSpec spec;
+  ModelSpec spec = read_common_fields(
+      config, {.kv_heads = 8, .max_context = 4096 * 32, .norm_eps = 1e-5, .rope_theta = 1e6});
   spec.architecture = "Mixtral";
-  spec.hidden = config.positive("hidden_size");
-  spec.heads = config.positive("num_attention_heads");
-  spec.kv_heads = config.positive("num_key_value_heads", 8);
-  spec.head_dim = config.positive("head_dim", spec.hidden / spec.heads);
-  spec.vocab = config.positive("vocab_size");
-  spec.max_context = config.positive("max_position_embeddings", 4096 * 32);
-  spec.norm_eps = config.number("rms_norm_eps", 1e-5);
-  spec.tied_head = config.flag("tie_word_embeddings", false);
-  spec.rope = read_rope(config, 1e6);
   spec.experts = static_cast<int>(config.positive("num_local_experts", 8));
   spec.experts_per_token = static_cast<int>(config.positive("num_experts_per_tok", 2));
   spec.expert_ffn = config.positive("intermediate_size");
   spec.router = RouterKind::softmax_normalised;
   spec.weight_on = WeightOn::output;
   const std::string moe = "model.layers.{}.block_sparse_moe.";
-  spec.names = common_names();
   spec.names.router = moe + "gate.weight";
   spec.names.layout = ExpertLayout::separate_out_in;
   spec.names.experts_gate = moe + "experts.{e}.w1.weight";
   spec.names.experts_up = moe + "experts.{e}.w3.weight";
   spec.names.experts_down = moe + "experts.{e}.w2.weight";
-  const int64_t layers = config.positive("num_hidden_layers");
+  const int64_t layers = config.layers();
   for (int i = 0; i < layers; ++i) spec.layers.push_back({.moe_layer = i});
   if (config.has("sliding_window")) {
     config.fail(

@@ -129,7 +129,9 @@ class Planner {
       text += "; even with no expert resident it needs " + format_bytes(least) +
               ": raise the budget, or lower memory.context or memory.prefill_chunk";
     } else {
-      const double share = static_cast<double>(slots_left() - kFewestSpareSlots) / static_cast<double>(grid_.total_slices());
+      // Whole slices of every layer: a share is rounded in each, so a share of the total could still be too much.
+      const uint64_t slots_of_a_layer = (slots_left() - kFewestSpareSlots) / static_cast<uint64_t>(grid_.layers);
+      const double share = static_cast<double>(slots_of_a_layer) / static_cast<double>(grid_.slices_per_layer());
       text += "; offload.resident up to " + percent(std::floor(share * 1000) / 1000) + " fits, or leave it at auto";
     }
     plan_.problems.push_back(text);

@@ -143,11 +143,18 @@ int run_command(const RunOptions& options) {
 
   Generator generator(session.decoder(), session.tokenizer(), interrupted());
   const bool json = options.common.json;
-  const auto result = generator.generate(request, [&](const std::string& text) {
-    if (json) return;
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  });
+  ProgressLine prefill(ProgressUnit::tokens);
+  const auto result = generator.generate(
+      request,
+      [&](const std::string& text) {
+        if (json) return;
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        std::fflush(stdout);
+      },
+      [&](int64_t done, int64_t total) {
+        prefill("prefill", static_cast<uint64_t>(done), static_cast<uint64_t>(total));
+        if (done == total) prefill.finish();
+      });
   const ExpertCounters counters = session.counters();
   if (json) {
     print_json(config, session, request, result, counters);

@@ -10,11 +10,11 @@ namespace lighter::cli {
 namespace {
 
 std::string read_text(const std::filesystem::path& file) {
+  const auto refuse = [&] { return ConfigError("--text " + file.string() + ": the file cannot be read"); };
+  if (!std::filesystem::is_regular_file(file)) throw refuse();
   std::ifstream in(file, std::ios::binary);
   std::string text(std::istreambuf_iterator<char>(in), {});
-  if (!in || !std::filesystem::is_regular_file(file)) {
-    throw ConfigError("--text " + file.string() + ": the file cannot be read");
-  }
+  if (!in) throw refuse();
   return text;
 }
 

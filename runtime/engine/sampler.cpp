@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <string>
 
 #include "runtime/error.h"
 
@@ -12,8 +13,9 @@ namespace {
 int64_t likeliest(std::span<const float> logits) {
   int64_t best = -1;
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (std::isnan(logits[i])) {
-      throw DeviceError("the model gave NaN for token " + std::to_string(i) +
+    if (std::isnan(logits[i]) || logits[i] == INFINITY) {
+      throw DeviceError("the model gave " + std::string(std::isnan(logits[i]) ? "NaN" : "infinity") + " for token " +
+                        std::to_string(i) +
                         "; the weights may be damaged, or bf16 too narrow for them (try model.dtype: fp32)");
     }
     if (logits[i] > (best < 0 ? -INFINITY : logits[best])) best = static_cast<int64_t>(i);
@@ -55,9 +57,8 @@ int64_t Sampler::sample(std::span<const float> logits) {
     kept = 0;
     while (kept < weights.size() && (kept == 0 || sum < limit)) sum += weights[kept++];
   }
-  if (options_.min_p) {
-    while (kept > 1 && weights[kept - 1] < *options_.min_p) --kept;
-  }
+  // Also what has no weight at all: rounding must not lead the draw there.
+  while (kept > 1 && (weights[kept - 1] == 0 || weights[kept - 1] < options_.min_p.value_or(0))) --kept;
   double left = static_cast<double>(generator_() >> 11) * 0x1.0p-53 *
                 std::accumulate(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(kept), 0.0);
   size_t chosen = 0;

@@ -11,6 +11,7 @@ std::string StopMatcher::push(const std::string& text) {
   size_t first = std::string::npos;
   size_t begins = held_.size();  // where a stop string may have begun
   for (const std::string& stop : stops_) {
+    if (stop.empty()) continue;  // It would be found everywhere.
     first = std::min(first, held_.find(stop));
     for (size_t at = held_.size() > stop.size() ? held_.size() - stop.size() : 0; at < held_.size(); ++at) {
       if (stop.compare(0, held_.size() - at, held_, at) == 0) {

@@ -1,6 +1,8 @@
 // Traces of real models: what is recorded is what was run, and a replay counts what the pager counted.
 #include <doctest/doctest.h>
 
+#include <cmath>
+
 #include "offload/replay.h"
 #include "runtime/cli/trace_recorder.h"
 #include "runtime/float_convert.h"
@@ -14,8 +16,14 @@ using offload::Trace;
 namespace {
 
 offload::TraceHeader header_of(const cli::PreparedModel& model) {
-  offload::TraceHeader header{"golden", "fp32", {}, model.spec.experts, model.spec.experts_per_token,
-                              static_cast<int>(model.spec.expert_ffn / model.slice_width), 1000, {1, 2, 4}};
+  offload::TraceHeader header{"golden",
+                              "fp32",
+                              {},
+                              model.spec.experts,
+                              model.spec.experts_per_token,
+                              static_cast<int>(model.spec.expert_ffn / model.slice_width),
+                              1000,
+                              {1, 2, 4}};
   for (size_t i = 0; i < model.spec.layers.size(); ++i) {
     if (model.spec.layers[i].moe_layer >= 0) header.layers.push_back(static_cast<int>(i));
   }
@@ -65,7 +73,8 @@ TEST_CASE("a trace holds the experts that transformers chose, and the logits the
   }
 }
 
-TEST_CASE("guesses are recorded where an earlier MoE layer can make them, and lean to the layer's own logits") {
+TEST_CASE(
+    "guesses are recorded where an earlier MoE layer can make them, and lean to the layer's own logits") {
   LoadedModel model(golden_config("llama4_maverick", DType::fp32));  // every second layer has experts
   const Trace trace = record(model, Golden("llama4_maverick").read<int64_t>("input_ids"), 13);
   REQUIRE(trace.header().layers == std::vector<int>{1, 3});

@@ -1,7 +1,8 @@
 // Routing traces: what is written is read, and what was damaged is refused.
+#include "offload/trace.h"
+
 #include <doctest/doctest.h>
 
-#include "offload/trace.h"
 #include "runtime/error.h"
 #include "tests/runtime/yaml_file.h"
 
@@ -9,7 +10,9 @@ namespace lighter::offload {
 namespace {
 
 // A model whose MoE layers are 1, 2 and 4 of its decoder layers.
-TraceHeader header() { return {"test", "bf16", {1, 2, 4}, 3, 2, 5, 4096, {1, 2, 3}}; }
+TraceHeader header() {
+  return {"test", "bf16", {1, 2, 4}, 3, 2, 5, 4096, {1, 2, 3}};
+}
 
 struct Written {
   test::YamlFile folder{""};
