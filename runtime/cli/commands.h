@@ -1,6 +1,7 @@
 // The commands of the lighter program. Each returns an exit code.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,13 +13,17 @@ struct CommonOptions {
   bool json = false;
 };
 
+// Text or ids, not both.
+struct PromptOptions {
+  std::optional<std::string> text;
+  std::vector<long long> ids;
+  bool chat = false;   // put the text into the model's chat format
+  std::string system;  // message, with chat
+};
+
 struct RunOptions {
   CommonOptions common;
-  std::string prompt;
-  bool prompt_given = false;
-  std::vector<long long> prompt_ids;
-  bool chat = false;
-  std::string system;
+  PromptOptions prompt;
   long long max_tokens = -1;  // -1: as configured
   int logprobs = 0;
 };
@@ -34,8 +39,7 @@ struct TraceOptions {
   std::string out;   // a file
   std::string text;  // a file; else a prompt
   long long tokens = -1;
-  std::string prompt;
-  std::vector<long long> prompt_ids;
+  PromptOptions prompt;
   long long max_tokens = -1;  // -1: as configured
 };
 

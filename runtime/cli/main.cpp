@@ -45,8 +45,8 @@ void add_trace(CLI::App& app, lighter::cli::TraceOptions& options) {
   command->add_option("--out", options.out, "The file to write")->required();
   CLI::Option_group* input = command->add_option_group("input", "What the model reads");
   auto* text = input->add_option("--text", options.text, "A text file, in windows that fill the context");
-  input->add_option("--prompt", options.prompt, "A text to continue");
-  input->add_option("--prompt-ids", options.prompt_ids, "The same as token ids, 1,2,3")->delimiter(',');
+  input->add_option("--prompt", options.prompt.text, "A text to continue");
+  input->add_option("--prompt-ids", options.prompt.ids, "The same as token ids, 1,2,3")->delimiter(',');
   input->require_option(1);
   command->add_option("--tokens", options.tokens, "With --text: only so many tokens from its beginning")
       ->check(CLI::Range(1ll, kManyTokens))
@@ -81,13 +81,13 @@ int dispatch(int argc, char** argv) {
   RunOptions run;
   CLI::App* run_app = app.add_subcommand("run", "Generates text");
   add_common(*run_app, run.common);
-  auto* prompt = run_app->add_option("--prompt", run.prompt, "The text to continue");
+  auto* prompt = run_app->add_option("--prompt", run.prompt.text, "The text to continue");
   auto* ids =
-      run_app->add_option("--prompt-ids", run.prompt_ids, "The same as token ids, 1,2,3")->delimiter(',');
+      run_app->add_option("--prompt-ids", run.prompt.ids, "The same as token ids, 1,2,3")->delimiter(',');
   ids->excludes(prompt);
-  auto* chat = run_app->add_flag("--chat", run.chat, "Puts the prompt into the model's chat format");
+  auto* chat = run_app->add_flag("--chat", run.prompt.chat, "Puts the prompt into the model's chat format");
   chat->needs(prompt);
-  run_app->add_option("--system", run.system, "The system message, with --chat")->needs(chat);
+  run_app->add_option("--system", run.prompt.system, "The system message, with --chat")->needs(chat);
   run_app->add_option("--max-tokens", run.max_tokens, "Generates at most so many tokens")
       ->check(CLI::Range(0ll, kManyTokens));
   run_app->add_option("--logprobs", run.logprobs, "With --json: the so many likeliest tokens at each place")
@@ -108,7 +108,6 @@ int dispatch(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kUserMistake;
   }
-  run.prompt_given = prompt->count() > 0;
   if (app.got_subcommand("plan")) return plan_command(plan);
   if (app.got_subcommand("eval")) return eval_command(eval);
   if (app.got_subcommand("trace")) return trace_command(trace);

@@ -176,20 +176,4 @@ int64_t logit_rows(const PreparedModel& model, const Config& config) {
   return rows;
 }
 
-std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir) {
-  for (const char* name : {"generation_config.json", "config.json"}) {
-    std::ifstream in(model_dir / name);
-    if (!in) continue;
-    nlohmann::json parsed = nlohmann::json::parse(in, nullptr, false);
-    if (parsed.is_discarded()) throw CheckpointError((model_dir / name).string() + ": is not valid JSON");
-    if (parsed.contains("text_config")) parsed = parsed["text_config"];
-    const auto found = parsed.find("eos_token_id");
-    if (found == parsed.end() || found->is_null()) continue;
-    if (found->is_number_integer()) return {found->get<int64_t>()};
-    if (found->is_array()) return found->get<std::set<int64_t>>();
-    throw CheckpointError((model_dir / name).string() + ": eos_token_id must be an id or a list of ids");
-  }
-  return {};
-}
-
 }  // namespace lighter::cli

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <filesystem>
-#include <set>
 
 #include "models/model_spec.h"
 #include "models/workspace.h"
@@ -30,8 +29,5 @@ PreparedModel prepare(const Config& config);
 
 // How many tokens' logits a prefill step may make at once within the planned workspace; at least 1.
 int64_t logit_rows(const PreparedModel& model, const Config& config);
-
-// Ids that end a text: generation_config.json's eos_token_id, else config.json's.
-std::set<int64_t> read_stop_tokens(const std::filesystem::path& model_dir);
 
 }  // namespace lighter::cli

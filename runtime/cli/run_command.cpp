@@ -1,14 +1,13 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_text.h"
 #include "runtime/cli/session.h"
 #include "runtime/engine/generator.h"
 #include "runtime/error.h"
-#include "runtime/tokenizer/chat.h"
 #include "runtime/units.h"
 
 namespace lighter::cli {
@@ -17,54 +16,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kInterruptedExit = 130;  // as shells report Ctrl-C
-constexpr int kSyntheticPrompt = 16;
-
-std::vector<int64_t> chat_ids(const Tokenizer& tokenizer, const RunOptions& options) {
-  const auto format = detect_chat_format(tokenizer);
-  if (!format) {
-    throw ConfigError(
-        "--chat: the model's tokenizer has neither Llama 4's nor Llama 3's chat tokens; it is a base "
-        "model or of another family: leave --chat out");
-  }
-  std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({"system", options.system});
-  messages.push_back({"user", options.prompt});
-  return tokenizer.encode(render_chat(*format, messages, true), false);
-}
-
-std::vector<int64_t> prompt_ids(const Session& session, const RunOptions& options) {
-  if (!options.prompt_ids.empty()) return {options.prompt_ids.begin(), options.prompt_ids.end()};
-  const Tokenizer* tokenizer = session.tokenizer();
-  if (tokenizer == nullptr) {
-    if (options.prompt_given || options.chat) {
-      throw ConfigError(
-          "there is no tokenizer (synthetic weights have none, and a folder needs tokenizer.json); "
-          "give the prompt as --prompt-ids 1,2,3");
-    }
-    std::vector<int64_t> ids(kSyntheticPrompt);
-    std::iota(ids.begin(), ids.end(), 1);
-    return ids;
-  }
-  if (options.chat) return chat_ids(*tokenizer, options);
-  auto ids = tokenizer->encode(options.prompt, true);
-  if (ids.empty()) throw ConfigError("there is no prompt; give one with --prompt TEXT or --prompt-ids 1,2,3");
-  return ids;
-}
-
-GenerateRequest make_request(const Config& config, const PreparedModel& model, const Session& session,
-                             const RunOptions& options) {
-  const GenerateConfig& generate = config.generate;
-  GenerateRequest request;
-  request.prompt = prompt_ids(session, options);
-  request.max_tokens = options.max_tokens >= 0 ? options.max_tokens : generate.max_tokens;
-  request.prefill_chunk = model.prefill_chunk;
-  request.sampling = {generate.temperature, generate.top_k, generate.top_p, generate.min_p, generate.seed};
-  if (!generate.ignore_eos) request.stop_tokens = session.stop_tokens();
-  request.stop = generate.stop;
-  request.logprobs = options.logprobs;
-  return request;
-}
-
 Json logprobs_json(const GenerateResult& result) {
   Json all = Json::array();
   for (const auto& token : result.logprobs) {
@@ -137,18 +88,20 @@ int run_command(const RunOptions& options) {
   const Config config = load_config(options.common.config, options.common.overrides);
   const PreparedModel model = prepare(config);
   ProgressLine progress;
+  const ModelText text = load_text(config.model);
+  GenerateRequest request = make_request(config, model, text, options.prompt, options.max_tokens);
+  request.logprobs = options.logprobs;
   Session session(config, model, std::ref(progress));
   progress.finish();
-  const GenerateRequest request = make_request(config, model, session, options);
 
-  Generator generator(session.decoder(), session.tokenizer(), interrupted());
+  Generator generator(session.decoder(), text.tokenizer_or_null(), interrupted());
   const bool json = options.common.json;
   ProgressLine prefill(ProgressUnit::tokens);
   const auto result = generator.generate(
       request,
-      [&](const std::string& text) {
+      [&](const std::string& shown) {
         if (json) return;
-        std::fwrite(text.data(), 1, text.size(), stdout);
+        std::fwrite(shown.data(), 1, shown.size(), stdout);
         std::fflush(stdout);
       },
       [&](int64_t done, int64_t total) {
@@ -159,7 +112,7 @@ int run_command(const RunOptions& options) {
   if (json) {
     print_json(config, session, request, result, counters);
   } else {
-    if (session.tokenizer() == nullptr) {
+    if (!text.tokenizer) {
       for (const int64_t id : result.ids) std::printf("%lld ", static_cast<long long>(id));
     }
     std::printf("\n");

@@ -73,10 +73,6 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
   // What is cheap to find wrong comes first.
   if (!config.model.is_synthetic()) {
-    if (std::filesystem::exists(config.model.path / "tokenizer.json")) {
-      tokenizer_.emplace(Tokenizer::load(config.model.path));
-    }
-    stop_tokens_ = read_stop_tokens(config.model.path);
     source_ = std::make_unique<models::CheckpointSource>(config.model.path, spec_, config.model.dtype,
                                                          model.slice_width);
   } else {

@@ -13,7 +13,6 @@
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_executor.h"
 #include "runtime/progress.h"
-#include "runtime/tokenizer/tokenizer.h"
 #include "runtime/torch/torch_scope.h"
 
 namespace lighter::cli {
@@ -28,8 +27,6 @@ class Session {
 
   models::Decoder& decoder() { return *decoder_; }
   Device& device() { return *device_; }
-  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
-  const std::set<int64_t>& stop_tokens() const { return stop_tokens_; }
   ExpertCounters counters() const { return executor_ ? executor_->counters() : ExpertCounters(); }
 
   // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the
@@ -43,8 +40,6 @@ class Session {
 
   std::unique_ptr<Threads> threads_;
   std::unique_ptr<Device> device_;
-  std::optional<Tokenizer> tokenizer_;
-  std::set<int64_t> stop_tokens_;
   models::ModelSpec spec_;
   std::unique_ptr<TorchScope> torch_;
   std::unique_ptr<models::TensorSource> source_;

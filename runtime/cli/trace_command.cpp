@@ -4,6 +4,7 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_text.h"
 #include "runtime/cli/session.h"
 #include "runtime/cli/text_windows.h"
 #include "runtime/cli/trace_recorder.h"
@@ -59,24 +60,8 @@ void run_text(Session& session, const TextWindows& text, int64_t chunk) {
 }
 
 // A prompt, and what the model makes of it.
-void run_prompt(Session& session, const Config& config, const PreparedModel& model,
-                const TraceOptions& options) {
-  GenerateRequest request;
-  request.prompt.assign(options.prompt_ids.begin(), options.prompt_ids.end());
-  if (request.prompt.empty()) {
-    if (session.tokenizer() == nullptr) {
-      throw ConfigError(
-          "there is no tokenizer (synthetic weights have none, and a folder needs tokenizer.json); "
-          "give the prompt as --prompt-ids 1,2,3");
-    }
-    request.prompt = session.tokenizer()->encode(options.prompt, true);
-  }
-  const GenerateConfig& generate = config.generate;
-  request.max_tokens = options.max_tokens >= 0 ? options.max_tokens : generate.max_tokens;
-  request.prefill_chunk = model.prefill_chunk;
-  request.sampling = {generate.temperature, generate.top_k, generate.top_p, generate.min_p, generate.seed};
-  if (!generate.ignore_eos) request.stop_tokens = session.stop_tokens();
-  Generator generator(session.decoder(), session.tokenizer(), interrupted());
+void run_prompt(Session& session, const ModelText& text, const GenerateRequest& request) {
+  Generator generator(session.decoder(), text.tokenizer_or_null(), interrupted());
   ProgressLine progress(ProgressUnit::tokens);
   uint64_t tokens = 0;
   const auto result = generator.generate(request, [&](const std::string&) {
@@ -98,6 +83,11 @@ int trace_command(const TraceOptions& options) {
     const auto limit = options.tokens >= 0 ? std::optional<int64_t>(options.tokens) : std::nullopt;
     text = load_text_windows(options.text, config, limit);
   }
+  const ModelText model_text = load_text(config.model);
+  GenerateRequest request;
+  if (options.text.empty()) {
+    request = make_request(config, model, model_text, options.prompt, options.max_tokens);
+  }
   const offload::TraceHeader header = make_header(config, model);
   offload::TraceWriter writer(options.out, header);
   TraceRecorder recorder(header, writer);
@@ -108,7 +98,7 @@ int trace_command(const TraceOptions& options) {
   if (!options.text.empty()) {
     run_text(session, text, model.prefill_chunk);
   } else {
-    run_prompt(session, config, model, options);
+    run_prompt(session, model_text, request);
   }
   session.decoder().observe(nullptr);
   if (writer.tokens() == 0) throw ConfigError("nothing was run, so there is nothing to trace");

@@ -41,20 +41,20 @@ const char* finish_reason_name(FinishReason reason) {
   return "?";
 }
 
-void Generator::check(const GenerateRequest& request) const {
+void check_request(const GenerateRequest& request, int64_t context, int64_t vocab, bool has_tokenizer) {
   if (request.prompt.empty()) throw ConfigError("the prompt is empty; give at least one token");
   const auto length = static_cast<int64_t>(request.prompt.size());
-  if (length >= model_.context()) {
+  if (length >= context) {
     throw ConfigError("the prompt has " + std::to_string(length) + " tokens, but memory.context is " +
-                      std::to_string(model_.context()) + "; raise it or shorten the prompt");
+                      std::to_string(context) + "; raise it or shorten the prompt");
   }
   for (const int64_t id : request.prompt) {
-    if (id < 0 || id >= model_.vocab()) {
+    if (id < 0 || id >= vocab) {
       throw ConfigError("prompt id " + std::to_string(id) + " is outside the vocabulary of " +
-                        std::to_string(model_.vocab()));
+                        std::to_string(vocab));
     }
   }
-  if (!request.stop.empty() && tokenizer_ == nullptr) {
+  if (!request.stop.empty() && !has_tokenizer) {
     throw ConfigError(
         "generate.stop needs text, but the model has no tokenizer; synthetic weights have none");
   }
@@ -78,7 +78,7 @@ std::vector<float> Generator::prefill(const GenerateRequest& request, const OnPr
 
 GenerateResult Generator::generate(const GenerateRequest& request, const OnText& on_text,
                                    const OnPrefill& on_prefill) {
-  check(request);
+  check_request(request, model_.context(), model_.vocab(), tokenizer_ != nullptr);
   GenerateResult result;
   Sampler sampler(request.sampling);
   StopMatcher stops(request.stop);

@@ -50,6 +50,10 @@ struct GenerateResult {
 using OnText = std::function<void(const std::string& text)>;
 using OnPrefill = std::function<void(int64_t done, int64_t total)>;
 
+// Throws ConfigError for a prompt that is empty, too long, or has ids outside the vocabulary, and for stop strings
+// without a tokenizer.
+void check_request(const GenerateRequest& request, int64_t context, int64_t vocab, bool has_tokenizer);
+
 class Generator {
  public:
   // tokenizer may be null: then there is no text. interrupted: set by a signal; generation ends after the
@@ -57,12 +61,11 @@ class Generator {
   Generator(Model& model, const Tokenizer* tokenizer, const std::atomic<bool>& interrupted)
       : model_(model), tokenizer_(tokenizer), interrupted_(interrupted) {}
 
-  // Throws ConfigError for a prompt that is empty, too long, or has ids outside the vocabulary.
+  // Throws what check_request throws, and Interrupted when that comes before the first token.
   GenerateResult generate(const GenerateRequest& request, const OnText& on_text,
                           const OnPrefill& on_prefill = {});
 
  private:
-  void check(const GenerateRequest& request) const;
   std::vector<float> prefill(const GenerateRequest& request, const OnPrefill& on_prefill);
 
   Model& model_;

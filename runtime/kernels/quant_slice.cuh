@@ -125,11 +125,11 @@ __device__ void load_weights(std::byte* stage, const RowBlock& top, const RowBlo
   } else {
     const int row = lane / 2;
     const int group = chunk * 4 + lane % 2 * 2;
-    const RowBlock& block = row < row_block ? top : bottom;
+    const bool in_top = row < row_block;
     const int offset = ((row % row_block) * groups + group) * 2;
     if (group < groups) {
-      copy4(scales + lane * 4, block.scale + offset);
-      copy4(scales + 128 + lane * 4, block.minimum + offset);
+      copy4(scales + lane * 4, (in_top ? top.scale : bottom.scale) + offset);
+      copy4(scales + 128 + lane * 4, (in_top ? top.minimum : bottom.minimum) + offset);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The arithmetic of quantization. One body serves baseline x86-64 (or any other processor) and AVX2: GCC's
 // vector types of 8 floats become whatever the target has. AVX2 is used without FMA, so that both round alike.
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cstring>
 
 #include "runtime/float_convert.h"
@@ -25,23 +25,23 @@ LIGHTER_INLINE Floats load(const float* from) {
   return value;
 }
 
-LIGHTER_INLINE Floats all(float value) { return value - Floats{}; }
-LIGHTER_INLINE Floats least(Floats a, Floats b) { return a < b ? a : b; }
-LIGHTER_INLINE Floats greatest(Floats a, Floats b) { return a > b ? a : b; }
+LIGHTER_INLINE Floats least(const Floats& a, const Floats& b) { return a < b ? a : b; }
 
-// For |value| < 2^22: the sum's mantissa is the value rounded to nearest, ties to even.
+// For |value| < 2^22, value + kRounder has in its mantissa value rounded to the nearest integer, ties to even.
 constexpr float kRounder = 12582912.0f;
-LIGHTER_INLINE Floats round_to_integer(Floats value) { return (value + kRounder) - kRounder; }
-LIGHTER_INLINE Ints round_to_ints(Floats value) {
-  return reinterpret_cast<Ints>(value + kRounder) - 0x4B400000;
+constexpr int32_t kRounderBits = std::bit_cast<int32_t>(kRounder);
+LIGHTER_INLINE Ints round_to_ints(const Floats& value) {
+  return reinterpret_cast<Ints>(value + kRounder) - kRounderBits;
 }
 
-LIGHTER_INLINE float sum(Floats v) {
+LIGHTER_INLINE float sum(const Floats& of) {
+  Floats v = of;
   v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
   v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
   return v[0] + v[1];
 }
-LIGHTER_INLINE float least(Floats v) {
+LIGHTER_INLINE float least(const Floats& of) {
+  Floats v = of;
   v = least(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   v = least(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
   return std::min(v[0], v[1]);
@@ -84,9 +84,15 @@ struct Fit {
   float q = 0, qq = 0, qy = 0;  // sums of q, q², q·y
 };
 
-// q = the integers in [0, 15] nearest to (y - base) / step.
-LIGHTER_INLINE Floats levels(Floats y, float inverse, float offset) {
-  return least(greatest(round_to_integer(y * inverse - offset), all(0)), all(kTop));
+// The integers in [0, 15] nearest to y * inverse - offset. Clamped as bits, which order like the numbers from
+// kRounder on, because compilers turn integer minima into one instruction and those of floats into three.
+LIGHTER_INLINE Floats levels(const Floats& y, float inverse, float offset) {
+  const Ints least_bits = Ints{} + kRounderBits;
+  const Ints most_bits = least_bits + 15;
+  Ints bits = reinterpret_cast<Ints>(y * inverse - offset + kRounder);
+  bits = bits > least_bits ? bits : least_bits;
+  bits = bits < most_bits ? bits : most_bits;
+  return reinterpret_cast<Floats>(bits) - kRounder;
 }
 
 LIGHTER_INLINE Fit fit(const Floats (&y)[8], float step, float base) {
@@ -108,7 +114,7 @@ struct Stored {
   float error = 0;
 };
 
-LIGHTER_INLINE Floats stored_levels(Floats value, const Stored& stored) {
+LIGHTER_INLINE Floats stored_levels(const Floats& value, const Stored& stored) {
   const float inverse = stored.scale == 0 ? 0.0f : 1.0f / fp16_to_fp32(stored.scale);
   return levels(value - fp16_to_fp32(stored.minimum), inverse, 0);
 }
@@ -125,7 +131,7 @@ LIGHTER_INLINE Stored store(const float* values, uint16_t scale, uint16_t minimu
   return stored;
 }
 
-// Tries to clip 0 to 5 twenty-fifths... of the range at either end; each clipping gives levels q, and levels give
+// Tries to clip 0 to 15 % of the range at either end, in steps of 3 %; each clipping gives levels q, and levels give
 // the best line by least squares, whose error follows from three sums. The best is refined by assigning levels
 // anew (Lloyd's iteration). On normal data this leaves 8.1 % relative error, against 9.0 % for [min, max].
 LIGHTER_INLINE Stored search(const float* values, float low, float high) {

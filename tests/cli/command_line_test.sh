@@ -40,6 +40,7 @@ refuses 2 'does not divide' run "$demo" --set offload.slice_width=100
 refuses 2 'must be' run "$demo" --set generate.temperature=-1
 refuses 2 'config.json: cannot be read' run "$demo" --set "model.path=$scratch"
 refuses 2 'no tokenizer' run "$demo" --set model.path= --set model.synthetic="$2/models/tiny/config.json" --prompt hi
+refuses 2 "no tokenizer" trace "$demo" --set model.path= --set model.synthetic="$2/models/tiny/config.json" --prompt hi --out "$scratch/t"
 
 # A damaged checkpoint.
 cp -r "$2/models/tiny" "$scratch/damaged"

@@ -106,7 +106,7 @@ TEST_CASE("a replay counts exactly what the pager counted at one token a step, f
   for (const std::string name : {"llama4_scout", "llama4_maverick", "mixtral"}) {
     const auto ids = Golden(name).read<int64_t>("input_ids");
     for (const auto& [policy, kind] : policies) {
-      for (const double resident : {0.0, 0.3, 0.6, 0.9}) {
+      for (const double resident : {0.3, 0.9}) {
         CAPTURE(name);
         CAPTURE(static_cast<int>(policy));
         CAPTURE(resident);
@@ -114,6 +114,7 @@ TEST_CASE("a replay counts exactly what the pager counted at one token a step, f
         config.offload.policy = policy;
         config.offload.resident = resident;
         config.offload.prefetch.enabled = false;
+        config.cpu.threads = 1;  // Single tokens of a tiny model: a team of threads only waits.
         LoadedModel model(config);
         const Trace trace = record(model, ids, 1);
         const ExpertCounters counters = model.session.counters();

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "runtime/cli/model_text.h"
 #include "runtime/engine/generator.h"
 #include "tests/models/test_model.h"
 
@@ -20,18 +21,19 @@ TEST_CASE(
   config.offload.slice_width = 64;
   config.offload.resident = 0.33;
   config.offload.prefetch = {true, 1};
+  const cli::ModelText text = cli::load_text(config.model);
   LoadedModel model(config);
   const std::atomic<bool> never{false};
-  Generator generator(model.session.decoder(), model.session.tokenizer(), never);
+  Generator generator(model.session.decoder(), text.tokenizer_or_null(), never);
   REQUIRE(cases.size() > 0);
   for (const auto& expected : cases) {
     CAPTURE(expected["prompt"].get<std::string>());
     GenerateRequest request;
-    request.prompt = model.session.tokenizer()->encode(expected["prompt"].get<std::string>(), true);
+    request.prompt = text.tokenizer_or_null()->encode(expected["prompt"].get<std::string>(), true);
     CHECK(request.prompt == expected["prompt_ids"].get<std::vector<int64_t>>());
     request.max_tokens = 60;
     std::string streamed;
-    const auto result = generator.generate(request, [&](const std::string& text) { streamed += text; });
+    const auto result = generator.generate(request, [&](const std::string& shown) { streamed += shown; });
     CHECK(result.ids == expected["ids"].get<std::vector<int64_t>>());
     CHECK(streamed == expected["text"].get<std::string>());
   }
@@ -43,13 +45,14 @@ TEST_CASE(
   config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
   config.memory.context = 64;
   config.offload.slice_width = 64;
+  const cli::ModelText text = cli::load_text(config.model);
   LoadedModel model(config);
   const std::atomic<bool> never{false};
-  Generator generator(model.session.decoder(), model.session.tokenizer(), never);
+  Generator generator(model.session.decoder(), text.tokenizer_or_null(), never);
   GenerateRequest request;
-  request.prompt = model.session.tokenizer()->encode("It was a dark and stormy night", true);
+  request.prompt = text.tokenizer_or_null()->encode("It was a dark and stormy night", true);
   std::string streamed;
-  const auto collect = [&](const std::string& text) { streamed += text; };
+  const auto collect = [&](const std::string& shown) { streamed += shown; };
 
   request.max_tokens = 30;
   const auto whole = generator.generate(request, collect);
@@ -75,6 +78,6 @@ TEST_CASE(
   CHECK(full.prompt_tokens + static_cast<int64_t>(full.ids.size()) == 64 + 1);
 
   const std::atomic<bool> at_once{true};
-  Generator interrupted(model.session.decoder(), model.session.tokenizer(), at_once);
+  Generator interrupted(model.session.decoder(), text.tokenizer_or_null(), at_once);
   CHECK_THROWS_AS(interrupted.generate(request, collect), std::exception);
 }

@@ -18,7 +18,7 @@ struct Load {
 Load draw_load(std::mt19937& random) {
   const auto between = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   Load load;
-  load.grid = {between(1, 6), between(2, 16), between(1, 8), static_cast<uint64_t>(between(1, 32)) * 8};
+  load.grid = {between(1, 6), between(2, 16), between(1, 6), static_cast<uint64_t>(between(1, 24)) * 8};
   const int all = static_cast<int>(load.grid.slices_per_layer());
   for (int layer = 0; layer < load.grid.layers; ++layer) {
     load.options.residents_per_layer.push_back(between(all / 3, all));
@@ -27,7 +27,7 @@ Load draw_load(std::mt19937& random) {
   load.options.policy = std::array{PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}[between(0, 2)];
   load.options.prefetch = between(0, 3) > 0;
   load.options.load_threads = between(1, 2);
-  load.traffic = {between(0, 2) / 20.0, between(0, 2) / 2.0, 0.7, between(1, 3), between(1, 6), 0.2};
+  load.traffic = {between(0, 2) / 20.0, between(0, 2) / 2.0, 0.7, between(1, 3), between(1, 6), 0.1};
   return load;
 }
 
@@ -42,7 +42,7 @@ TEST_CASE("a million random requests get the right bytes, and every one is count
   int pagers = 0;
   for (; requests < kRequests; ++pagers) {
     const Load load = draw_load(random);
-    PagerRig rig(load.grid, load.options, pagers % 8 == 7);
+    PagerRig rig(load.grid, load.options, pagers % 10 == 9);
     while (rig.failure().empty() && rig.pager().counters().slices_used < kRequestsOfOnePager) {
       rig.run(draw_step(load.grid, load.traffic, random));
     }

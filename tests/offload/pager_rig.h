@@ -65,6 +65,7 @@ class PagerRig {
   PatternSource source_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<SlicePager> pager_;
+  int steps_ = 0;
   ResidencyVersion version_;
   std::vector<SliceId> read_;         // by the lagging compute stream, in order
   std::vector<std::byte> read_bytes_;

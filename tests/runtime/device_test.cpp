@@ -116,11 +116,14 @@ TEST_CASE("a stream that waits for an event sees what came before it in another 
   const auto ones = bytes_of(kBig, 1);
   auto middle = bytes_of(kBig, 0);
   auto last = bytes_of(kBig, 0);
+  const auto back = device->new_event();
   for (int round = 0; round < 3; ++round) {
+    first->wait(*back);
     first->copy(middle.data(), ones.data(), kBig);
     first->record(*event);
     second->wait(*event);
     second->copy(last.data(), middle.data(), kBig);
+    second->record(*back);
   }
   second->synchronize();
   first->synchronize();
