@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Writes the tables of bench/results/tiny-routing.md: what policies and predictor are worth on the routing of the
 # tiny trained model, over text it was not trained on. Takes about a minute on two cores.
-# Usage: bench/tiny_routing.sh [LIGHTER]     (default: build/lighter)
+# Usage: bench/tiny_routing.sh [LIGHTER]     (default: build/release/lighter)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-lighter=${1:-$root/build/lighter}
+lighter=${1:-$root/build/release/lighter}
 page=$root/bench/results/tiny-routing.md
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -10,7 +10,8 @@ namespace lighter {
 
 inline constexpr float kLargestHalf = 65504.0f;
 
-// Rounds to nearest, ties to even; subnormals included. Needs |value| < 65520, beyond which fp16 has no number.
+// Rounds to nearest, ties to even; subnormals included. Needs |value| < 65520, beyond which fp16 has no
+// number.
 inline std::uint16_t fp32_to_fp16(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);

@@ -9,8 +9,8 @@ namespace {
 
 void check(SliceEncoding encoding, std::string_view what, int64_t value, int64_t unit, const char* change) {
   const auto fail = [&](const std::string& rule) {
-    throw ConfigError(std::string(encoding_name(encoding)) + " slices need a " + std::string(what) + " " + rule +
-                      ", not " + std::to_string(value) + "; " + change);
+    throw ConfigError(std::string(encoding_name(encoding)) + " slices need a " + std::string(what) + " " +
+                      rule + ", not " + std::to_string(value) + "; " + change);
   };
   if (value <= 0 || value % unit != 0) fail("that is a multiple of " + std::to_string(unit));
   if (value > kMaxPackedColumns) fail("of at most " + std::to_string(kMaxPackedColumns));

@@ -1,11 +1,12 @@
 // The bytes of a quantized expert slice: the one place that documents them. Disk, host, DMA, GPU and CPU
 // kernels use the same bytes. Pure values; thread-safe.
 //
-// A slice of width W of a model of hidden size H holds three matrices, stored row by row; a row is the operand
-// of a dot product:
+// A slice of width W of a model of hidden size H holds three matrices, stored row by row; a row is the
+// operand of a dot product:
 //   gate [W, H], up [W, H], down [H, W]
 // A row is cut into groups of consecutive values that share a scale (and, in int4, a minimum), both fp16.
-// Little endian, no padding; H is a multiple of 128 and W of 256, so every part begins at a multiple of 256 bytes.
+// Little endian, no padding; H is a multiple of 128 and W of 256, so every part begins at a multiple of 256
+// bytes.
 //
 // int8: groups of 128, symmetric. value = scale * q, q in [-127, 127] (-128 must not occur), scale >= 0.
 //   [gate q  W*H int8][up q  W*H int8][down q  H*W int8]

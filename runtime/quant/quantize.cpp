@@ -25,10 +25,12 @@ void SlicePacker::pack_part(SliceMatrix matrix, int64_t row, int64_t first, int6
   auto* scales = reinterpret_cast<uint16_t*>(slice_ + part.scales_at) + value / group;
   int64_t bad;
   if (layout_.encoding == SliceEncoding::int8) {
-    bad = quantize_int8(values, count / group, reinterpret_cast<int8_t*>(slice_ + part.values_at) + value, scales);
+    bad = quantize_int8(values, count / group, reinterpret_cast<int8_t*>(slice_ + part.values_at) + value,
+                        scales);
   } else {
-    bad = quantize_int4(values, count / group, reinterpret_cast<uint8_t*>(slice_ + part.values_at) + value / 2,
-                        scales, reinterpret_cast<uint16_t*>(slice_ + part.minimums_at) + value / group);
+    bad =
+        quantize_int4(values, count / group, reinterpret_cast<uint8_t*>(slice_ + part.values_at) + value / 2,
+                      scales, reinterpret_cast<uint16_t*>(slice_ + part.minimums_at) + value / group);
   }
   if (bad < 0) return;
   constexpr const char* names[] = {"gate", "up", "down"};
@@ -41,8 +43,8 @@ void SlicePacker::pack_part(SliceMatrix matrix, int64_t row, int64_t first, int6
                         "; the checkpoint is damaged, or these experts must stay dense");
 }
 
-void SlicePacker::pack_transposed(SliceMatrix matrix, int64_t first_row, int64_t rows, int64_t first, int64_t count,
-                                  const float* block, int64_t stride) const {
+void SlicePacker::pack_transposed(SliceMatrix matrix, int64_t first_row, int64_t rows, int64_t first,
+                                  int64_t count, const float* block, int64_t stride) const {
   constexpr int64_t tile_rows = 16;  // a cache line of a block's row
   constexpr int64_t tile_columns = 128;
   float tile[tile_rows][tile_columns];

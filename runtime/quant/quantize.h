@@ -1,8 +1,8 @@
-// Quantizes expert weights into packed slices (runtime/quant/packed_slice.h), row by row or in pieces of rows,
-// so that a reader can feed what it has as it comes.
+// Quantizes expert weights into packed slices (runtime/quant/packed_slice.h), row by row or in pieces of
+// rows, so that a reader can feed what it has as it comes.
 //
-// The same input gives the same bytes on every processor. Weights must be finite and, as scales and minima are
-// fp16, at most 65504 in magnitude.
+// The same input gives the same bytes on every processor. Weights must be finite and, as scales and minima
+// are fp16, at most 65504 in magnitude.
 #pragma once
 
 #include <cstddef>
@@ -15,11 +15,11 @@ namespace lighter {
 // Quantizes `groups` groups of consecutive values. Return the first group that holds a NaN, an infinity or
 // a number beyond fp16 (the outputs are then undefined from there on), or -1. Thread-safe.
 //
-// int8, 128 values a group: scale = max|value| / 127 rounded up to fp16, so no value is off by more than scale / 2.
-// q: groups * 128 bytes.
+// int8, 128 values a group: scale = max|value| / 127 rounded up to fp16, so no value is off by more than
+// scale / 2. q: groups * 128 bytes.
 int64_t quantize_int8(const float* values, int64_t groups, int8_t* q, uint16_t* scales);
-// int4, 64 values a group: scale and minimum by a search for the least squared error (see the .cpp), never worse
-// than rounding within [min, max]. q: groups * 32 bytes.
+// int4, 64 values a group: scale and minimum by a search for the least squared error (see the .cpp), never
+// worse than rounding within [min, max]. q: groups * 32 bytes.
 int64_t quantize_int4(const float* values, int64_t groups, uint8_t* q, uint16_t* scales, uint16_t* minimums);
 
 // Writes one slice; does not own it. Const and thread-safe: calls may overlap in time if they write different

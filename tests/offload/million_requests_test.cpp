@@ -18,16 +18,16 @@ struct Load {
 Load draw_load(std::mt19937& random) {
   const auto between = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
   Load load;
-  load.grid = {between(1, 6), between(2, 16), between(1, 6), static_cast<uint64_t>(between(1, 24)) * 8};
+  load.grid = {between(1, 6), between(2, 16), between(1, 6), static_cast<uint64_t>(between(1, 16)) * 8};
   const int all = static_cast<int>(load.grid.slices_per_layer());
   for (int layer = 0; layer < load.grid.layers; ++layer) {
-    load.options.residents_per_layer.push_back(between(all / 3, all));
+    load.options.residents_per_layer.push_back(between(all / 2, all));
   }
   load.options.spare_slots = between(1, 1 << between(1, 7));
   load.options.policy = std::array{PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}[between(0, 2)];
   load.options.prefetch = between(0, 3) > 0;
   load.options.load_threads = between(1, 2);
-  load.traffic = {between(0, 2) / 20.0, between(0, 2) / 2.0, 0.7, between(1, 3), between(1, 6), 0.1};
+  load.traffic = {between(0, 2) / 20.0, between(0, 2) / 3.0, 0.8, between(1, 2), between(1, 6), 0.1};
   return load;
 }
 

@@ -8,7 +8,7 @@
 namespace lighter::offload {
 namespace {
 
-constexpr size_t kSlowCopyBytes = size_t{16} << 10;
+constexpr size_t kSlowCopyBytes = size_t{8} << 10;
 
 class LaggingDevice : public Device {
  public:

@@ -1,0 +1,52 @@
+// The CPU's matrix kernels for packed slices: rows of int8 or int4 weights times quantized activations.
+// Internal to runtime/quant; users call cpu_slice.h.
+//
+// One arithmetic for all paths, so that their results are equal bit for bit. A row's result is, in fp32,
+//   int8: for each group g in order, for each of 16 lanes l:  a[l] = fma(scale[g] * as[g], float(dot[g][l]),
+//   a[l]) int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the
+//   second;
+//         besides, for each 16 groups (the last are filled up with zeros): m[l] = fma(minimum[l], sums[l],
+//         m[l]); at the end a[l] += m[l]
+//   result = a tree over the lanes: l with l + 8, then l + 4, l + 2, l + 1
+// dot[g][l] is the exact integer sum of the products in lane l: bytes 4l to 4l + 3 of each 64 bytes of int8
+// values, or of each 64 nibbles of a pair as QuantizedActivations lays them out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/quant/activations.h"
+#include "runtime/quant/packed_slice.h"
+
+namespace lighter::cpu_kernels {
+
+inline constexpr int64_t kRowBlock = 16;
+inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
+inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
+inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
+inline constexpr int64_t kPrefetchBytes = 2048;  // ahead in the weights; lifts a stream from DRAM by a tenth
+
+// Where the packed rows of one matrix begin.
+struct Matrix {
+  const uint8_t* values = nullptr;
+  const uint16_t* scales = nullptr;
+  const uint16_t* minimums = nullptr;  // int4
+};
+
+// result[t * stride + r - first_row] = row r times token t, for rows [first_row, first_row + count);
+// first_row and count are multiples of kRowBlock. Thread-safe.
+using RowsKernel = void (*)(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row,
+                            int64_t count, float* result, int64_t stride);
+
+struct Kernels {
+  RowsKernel int8 = nullptr;
+  RowsKernel int4 = nullptr;
+};
+
+Kernels scalar_kernels();
+#if defined(__x86_64__)
+Kernels avx2_kernels();    // needs AVX2, FMA, F16C
+Kernels avx512_kernels();  // needs AVX-512 F, BW, VL, VNNI
+#endif
+
+}  // namespace lighter::cpu_kernels

@@ -1,0 +1,78 @@
+// Computes with packed slices (packed_slice.h) on the CPU: sum += down · (silu(gate · x) * (up · x)).
+//
+// Activations, and the hidden ones between the two halves, are quantized to int8 in groups (activations.h);
+// dot products are exact integers, scaled and added in fp32 in one fixed order (cpu_kernels.h). So a result
+// depends neither on the path, nor on the number of threads, nor on the other tokens in a batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "runtime/quant/activations.h"
+#include "runtime/quant/cpu_kernels.h"
+#include "runtime/quant/packed_slice.h"
+
+namespace lighter {
+
+enum class CpuPath { scalar, avx2, avx512_vnni };
+
+constexpr std::string_view path_name(CpuPath path) {
+  return path == CpuPath::scalar ? "scalar" : path == CpuPath::avx2 ? "AVX2" : "AVX-512 VNNI";
+}
+
+// What this processor has, the fastest last.
+std::vector<CpuPath> supported_cpu_paths();
+
+// Working memory of one computation at a time. Grows and keeps its memory: none is allocated for as many
+// tokens as it has served (with the same sizes).
+struct CpuScratch {
+  QuantizedActivations input;
+  QuantizedActivations hidden;
+  std::vector<float> hidden_values;  // [tokens, width]
+};
+
+// Where a call's rows are computed. oneTBB: on the arena of the calling thread.
+enum class CpuThreads { calling, tbb };
+
+// Immutable and thread-safe; scratch and outputs belong to one call.
+class CpuSliceKernel {
+ public:
+  static constexpr int64_t kRowBlock = cpu_kernels::kRowBlock;
+
+  // Throws ConfigError like packed_slice_layout. Without a path, the fastest that this processor has; a path
+  // that it lacks is a ConfigError.
+  CpuSliceKernel(SliceEncoding encoding, int64_t hidden, int64_t width);
+  CpuSliceKernel(SliceEncoding encoding, int64_t hidden, int64_t width, CpuPath path);
+
+  const PackedSliceLayout& layout() const { return layout_; }
+
+  // sum [tokens, hidden] += the slice's output for x [tokens, hidden]. slice: aligned to 2; x and sum: to 4.
+  void accumulate(const std::byte* slice, const float* x, int64_t tokens, float* sum, CpuScratch& scratch,
+                  CpuThreads threads = CpuThreads::calling) const;
+
+  // The same in steps, for an executor that spreads rows of many slices over workers of its own:
+  //   quantize_input → gate_up of all rows → quantize_hidden → down of all rows
+  // Row ranges begin and end at multiples of kRowBlock. Calls on disjoint ranges may run at once. The input's
+  // quantization serves all slices that the tokens need.
+  void quantize_input(const float* x, int64_t tokens, QuantizedActivations& input) const;
+  // values [tokens, width], columns [begin, end) = silu(gate · x) * (up · x).
+  void gate_up(const std::byte* slice, const QuantizedActivations& input, int64_t begin, int64_t end,
+               float* values) const;
+  void quantize_hidden(const float* values, int64_t tokens, QuantizedActivations& hidden) const;
+  // sum [tokens, hidden], columns [begin, end) += down · hidden.
+  void down(const std::byte* slice, const QuantizedActivations& hidden, int64_t begin, int64_t end,
+            float* sum) const;
+
+ private:
+  PackedSliceLayout layout_;
+  cpu_kernels::RowsKernel kernel_;
+};
+
+// For a single use; scratch is kept by the caller.
+void cpu_accumulate(SliceEncoding encoding, int64_t hidden, int64_t width, const std::byte* slice,
+                    const float* x, int64_t tokens, float* sum, CpuScratch& scratch,
+                    CpuThreads threads = CpuThreads::calling);
+
+}  // namespace lighter
