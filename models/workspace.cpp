@@ -36,7 +36,8 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   if (spec.dense_layers() > 0) feed_forward = tokens * 3 * spec.dense_ffn * element;
   if (spec.moe_layers() > 0) {
     const uint64_t rows = tokens * spec.experts_per_token;
-    const uint64_t routed = rows * (hidden * (2 * element + 3 * 4) + 3 * shape.slice_width * element) +
+    const uint64_t unpacked = 3 * hidden * shape.slice_width * 2;  // a quantized slice, for many tokens
+    const uint64_t routed = unpacked + rows * (hidden * (2 * element + 3 * 4) + 3 * shape.slice_width * element) +
                             tokens * (hidden * 2 * 4 + spec.experts * 16);
     feed_forward = std::max<uint64_t>(feed_forward, routed + tokens * 3 * spec.shared_ffn * element);
   }

@@ -178,6 +178,15 @@ bool ExpertCache::consistent() const {
   for (const auto& layer : unplaced_) {
     for (const int slot : layer) ++seen[slot];
   }
+  auto residents = std::count_if(slots_.begin(), slots_.end(),
+                                 [](const Slot& slot) { return slot.state == SlotState::resident; });
+  for (int layer = 0; layer < grid_.layers; ++layer) {
+    for (const int slot : residents_[layer]) {
+      if (slots_[slot].state != SlotState::resident || slots_[slot].slice.layer != layer) return false;
+      --residents;
+    }
+  }
+  if (residents != 0) return false;
   return std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; });
 }
 

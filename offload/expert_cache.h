@@ -78,7 +78,7 @@ class ExpertCache {
   ResidencyVersion residency() const { return published_; }
   int free_slots() const { return static_cast<int>(free_.size()); }
   uint64_t evictions() const { return evictions_; }
-  // Every slot is in exactly one place and agrees with the table. For tests.
+  // Every slot is in exactly one place and agrees with what is said to be there. For tests.
   bool consistent() const;
 
  private:

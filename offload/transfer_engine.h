@@ -77,7 +77,7 @@ class TransferEngine {
   std::unique_ptr<Stream> demand_stream_;
   std::unique_ptr<Stream> prefetch_stream_;
 
-  std::mutex demand_mutex_;  // guards the three events and the counters
+  std::mutex demand_mutex_;  // guards the two events and the counters
   std::unique_ptr<Event> busy_begin_;
   std::unique_ptr<Event> busy_end_;
   bool busy_recorded_ = false;

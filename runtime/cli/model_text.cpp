@@ -58,8 +58,7 @@ std::vector<int64_t> prompt_ids(const ModelText& text, const PromptOptions& prom
   }
   if (prompt.chat) return chat_ids(*text.tokenizer, prompt);
   auto ids = text.tokenizer->encode(prompt.text.value_or(""), true);
-  if (ids.empty())
-    throw ConfigError("there is no prompt; give one with --prompt TEXT or --prompt-ids 1,2,3");
+  if (ids.empty()) throw ConfigError("there is no prompt; give one with --prompt TEXT or --prompt-ids 1,2,3");
   return ids;
 }
 

@@ -4,7 +4,6 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/prepared_model.h"
-#include "runtime/moe/slice_format.h"
 
 namespace lighter::cli {
 namespace {
@@ -29,10 +28,8 @@ void print_text(const Config& config, const PreparedModel& model) {
   if (model.spec.moe_layers() > 0) {
     std::printf("\n%.1f %% of the expert slices are resident", 100 * plan.resident_share);
     if (!plan.all_resident) {
-      std::printf(
-          "; slices of %s, %d slots for those in transit",
-          format_bytes(dense_slice_bytes({model.spec.hidden, model.slice_width}, config.model.dtype)).c_str(),
-          plan.pager.spare_slots);
+      std::printf("; slices of %s, %d slots for those in transit", format_bytes(model.slice_bytes).c_str(),
+                  plan.pager.spare_slots);
     }
     std::printf("\n");
   }

@@ -8,6 +8,7 @@
 
 #include "models/architectures.h"
 #include "models/decoder.h"
+#include "models/quantizing_source.h"
 #include "models/synthetic_source.h"
 #include "models/weights.h"
 #include "runtime/error.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
 // cudaMemcpy needs no staging on the CPU; see LoadedWeights.
 constexpr uint64_t kCudaLoadStaging = uint64_t{64} << 20;
+constexpr uint64_t kQuantizingScratch = uint64_t{1} << 30;
 
 models::ModelSpec spec_of(const ModelConfig& config) {
   models::ModelSpec spec = config.is_synthetic() ? models::synthetic_spec(config.synthetic)
@@ -31,7 +33,7 @@ models::ModelSpec spec_of(const ModelConfig& config) {
 int64_t checked_slice_width(const models::ModelSpec& spec, const Config& config) {
   if (spec.moe_layers() == 0) return 0;
   if (config.offload.slice_width == 0) {
-    return default_slice_width(spec.hidden, spec.expert_ffn, config.model.dtype);
+    return default_slice_width(spec.hidden, spec.expert_ffn, config.model.experts, config.model.dtype);
   }
   if (spec.expert_ffn % config.offload.slice_width != 0) {
     throw ConfigError("offload.slice_width is " + std::to_string(config.offload.slice_width) +
@@ -128,6 +130,13 @@ PreparedModel prepare(const Config& config) {
   const DType dtype = config.model.dtype;
   model.spec = spec_of(config.model);
   model.slice_width = checked_slice_width(model.spec, config);
+  const bool quantized = config.model.experts != SliceEncoding::dense;
+  if (model.spec.moe_layers() > 0) {
+    model.slice_bytes = slice_bytes({model.spec.hidden, model.slice_width}, config.model.experts, dtype);
+  } else if (quantized) {
+    throw ConfigError("model.experts asks for quantized experts, but " + model.spec.architecture +
+                      " is a dense model and has none");
+  }
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   // On CUDA a core stays free for the thread that feeds and awaits the GPU.
   model.threads = config.cpu.threads > 0 ? config.cpu.threads : std::max(1, cuda ? cores - 1 : cores);
@@ -146,8 +155,7 @@ PreparedModel prepare(const Config& config) {
   request.load_staging_bytes = cuda ? kCudaLoadStaging : 0;
   if (model.spec.moe_layers() > 0) {
     request.grid = {model.spec.moe_layers(), model.spec.experts,
-                    static_cast<int>(model.spec.expert_ffn / model.slice_width),
-                    dense_slice_bytes({model.spec.hidden, model.slice_width}, dtype)};
+                    static_cast<int>(model.spec.expert_ffn / model.slice_width), model.slice_bytes};
   }
   request.experts_per_token = model.spec.experts_per_token;
   request.resident = resident_ratios(model.spec, config.offload.resident);
@@ -156,6 +164,13 @@ PreparedModel prepare(const Config& config) {
   const bool guessable = config.offload.routing.schedule == RoutingConfig::Schedule::router;
   request.prefetch_depth = config.offload.prefetch.enabled && guessable ? config.offload.prefetch.depth : 0;
   request.load_threads = model.threads;
+  if (quantized) {
+    // Each loader holds an unquantized expert; the quantizing itself is done by all threads.
+    const uint64_t scratch = models::QuantizingSource::scratch_bytes(model.spec, dtype);
+    request.load_threads =
+        static_cast<int>(std::clamp<uint64_t>(kQuantizingScratch / scratch, 1, model.threads));
+    request.fixed.push_back({"quantizing", 0, request.load_threads * scratch});
+  }
   model.plan = offload::make_plan(request);
   return model;
 }

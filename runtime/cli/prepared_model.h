@@ -15,6 +15,7 @@ namespace lighter::cli {
 struct PreparedModel {
   models::ModelSpec spec;
   int64_t slice_width = 0;
+  uint64_t slice_bytes = 0;
   int64_t prefill_chunk = 0;
   int threads = 1;
   KvShape kv;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "models/checkpoint_source.h"
+#include "models/quantizing_source.h"
 #include "models/synthetic_source.h"
 #include "offload/expert_pager.h"
 #include "runtime/error.h"
@@ -39,7 +40,10 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
                                               const Config& config, const models::TensorSource& source,
                                               const Progress& progress) {
   const models::ModelSpec& spec = model.spec;
-  auto format = make_dense_format({spec.hidden, model.slice_width}, config.model.dtype);
+  const SliceShape shape{spec.hidden, model.slice_width};
+  auto format = config.model.experts == SliceEncoding::dense
+                    ? make_dense_format(shape, config.model.dtype)
+                    : make_quantized_format(shape, config.model.experts);
   const ExpertGrid grid{spec.moe_layers(), spec.experts,
                         static_cast<int>(spec.expert_ffn / model.slice_width), format->slice_bytes()};
   if (model.plan.all_resident) {
@@ -78,6 +82,11 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   } else {
     source_ = std::make_unique<models::SyntheticSource>(spec_, config.model.dtype, model.slice_width,
                                                         config.model.seed);
+  }
+  if (config.model.experts != SliceEncoding::dense) {
+    source_ =
+        std::make_unique<models::QuantizingSource>(std::move(source_), spec_, config.model.dtype,
+                                                   config.model.experts, model.slice_width, model.threads);
   }
   threads_ = std::make_unique<Threads>(model.threads);
   device_ = make_device(config);

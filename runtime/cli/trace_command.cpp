@@ -33,7 +33,7 @@ offload::TraceHeader make_header(const Config& config, const PreparedModel& mode
   header.experts = spec.experts;
   header.experts_per_token = spec.experts_per_token;
   header.slices = static_cast<int>(spec.expert_ffn / model.slice_width);
-  header.slice_bytes = dense_slice_bytes({spec.hidden, model.slice_width}, config.model.dtype);
+  header.slice_bytes = model.slice_bytes;
   header.depths = kDepths;
   return header;
 }

@@ -13,6 +13,7 @@
 
 #include "runtime/config/selector.h"
 #include "runtime/dtype.h"
+#include "runtime/quant/packed_slice.h"
 
 namespace lighter {
 
@@ -21,8 +22,9 @@ struct ModelConfig {
   std::filesystem::path path;  // a Hugging Face checkpoint folder
   std::string synthetic;       // "scout", "llama-3.1-8b", "mixtral-8x7b", or the path of a config.json
   DType dtype = DType::bf16;   // bf16 or fp32
-  std::optional<int> layers;   // synthetic only: keep the first so many layers
-  uint64_t seed = 0;           // synthetic only: of the weights
+  SliceEncoding experts = SliceEncoding::dense;  // of the routed experts; dense: in dtype
+  std::optional<int> layers;                     // synthetic only: keep the first so many layers
+  uint64_t seed = 0;                             // synthetic only: of the weights
 
   bool is_synthetic() const { return !synthetic.empty(); }
 };

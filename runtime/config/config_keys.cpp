@@ -61,6 +61,11 @@ OffloadConfig::Policy parse_policy(const std::string& value) {
   return value == "lru" ? OffloadConfig::Policy::lru : OffloadConfig::Policy::lfu;
 }
 
+SliceEncoding parse_encoding(const std::string& value) {
+  if (value == "int8") return SliceEncoding::int8;
+  return value == "int4" ? SliceEncoding::int4 : SliceEncoding::dense;
+}
+
 Resident parse_resident(const json& value) {
   if (value.is_number()) return value.get<double>();
   if (value.is_array()) return value.get<std::vector<double>>();
@@ -97,6 +102,14 @@ std::vector<ConfigKey> make_keys() {
        "bf16",
        false,
        [](Config& c, const json& v) { c.model.dtype = v == "bf16" ? DType::bf16 : DType::fp32; }},
+      {"model.experts",
+       "The format of the routed experts: as dtype says, or quantized while they are loaded (int8 in groups "
+       "of 128, "
+       "int4 in groups of 64).",
+       {words({"dtype", "int8", "int4"})},
+       "dtype",
+       false,
+       [](Config& c, const json& v) { c.model.experts = parse_encoding(v.get<std::string>()); }},
       {"model.layers",
        "Keep only the first so many layers. Only with model.synthetic.",
        {integer(1, 9999)},

@@ -54,15 +54,34 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// The most of `wanted` slices whose hidden values fit into down's shared memory.
+template <Encoding E>
+int slices_that_fit(int wanted, const Geometry& g, int64_t limit) {
+  while (wanted > 0 && shared_bytes<E>(static_cast<int64_t>(wanted) * g.width, g.tokens) > limit) --wanted;
+  return wanted;
+}
+
 template <Encoding E, int TokenTiles>
 void forward(const Slices& slices, const Geometry& g, const QuantizedActivations& x, const HiddenValues& h,
-             float* sum, void* stream) {
+             float* sum, int64_t shared_limit, void* stream) {
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int tiles = slices.count * (g.width / row_block);
-  const int blocks = std::min(tiles, device_attribute(cudaDevAttrMultiProcessorCount));
-  launch(gate_up_kernel<E, TokenTiles>, dim3(blocks), gate_up_warps * 32,
-         gate_up_shared_bytes<E>(g.hidden, g.tokens), stream, "gate and up", slices, g, x, h);
-  launch(down_kernel<E, TokenTiles>, dim3(g.hidden / 16), down_warps * 32, down_shared_bytes<E>(g.tokens),
-         stream, "down", slices, g, h, sum);
+  launch(gate_up_kernel<E, TokenTiles>, dim3(std::min(tiles, processors)), block_warps * 32,
+         shared_bytes<E>(g.hidden, g.tokens), stream, "gate and up", slices, g, x, h);
+  const int64_t groups = static_cast<int64_t>(slices.count) * g.tokens * (g.width / Traits<E>::group);
+  launch(quantize_kernel<E, float>, dim3(static_cast<unsigned>((groups + 7) / 8)), 256, 0, stream,
+         "hidden values", h.values, groups, h.q, h.scales, h.sums);
+  // As few launches as the shared memory allows, of about the same size.
+  const int fitting = slices_that_fit<E>(slices.count, g, shared_limit);
+  const int launches = (slices.count + fitting - 1) / fitting;
+  const int size = (slices.count + launches - 1) / launches;
+  for (int first = 0; first < slices.count; first += size) {
+    const int count = std::min(size, slices.count - first);
+    const int team_warps = count <= 8 ? 8 : 16;
+    launch(down_kernel<E, TokenTiles>, dim3(std::min(g.hidden / 16, processors)), block_warps * 32,
+           shared_bytes<E>(static_cast<int64_t>(count) * g.width, g.tokens), stream, "down", slices, first,
+           count, team_warps, g, h, sum);
+  }
 }
 
 template <Encoding E>
@@ -70,30 +89,27 @@ void forward(const Slices& slices, QuantSliceShape shape, int tokens, QuantizedA
              float* sum, void* stream) {
   const int hidden = static_cast<int>(shape.hidden), width = static_cast<int>(shape.width);
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  auto fits = [&](int n) { return shared_bytes<E>(std::max(hidden, width), n) <= limit; };
   int most = tokens;
-  auto fits = [&](int n) {
-    return gate_up_shared_bytes<E>(hidden, n) <= limit && down_shared_bytes<E>(n) + 64 <= limit;
-  };
   while (most > 0 && !fits(most)) --most;
   if (most == 0) {
-    throw ConfigError("quantized slices of hidden " + std::to_string(hidden) + " need " +
-                      std::to_string(gate_up_shared_bytes<E>(hidden, 1)) +
-                      " bytes of shared memory a block; this "
-                      "device has " +
-                      std::to_string(limit) + ": use another device or dtype bf16");
+    throw ConfigError("quantized slices of hidden " + std::to_string(hidden) + " and width " +
+                      std::to_string(width) + " need " +
+                      std::to_string(shared_bytes<E>(std::max(hidden, width), 1)) +
+                      " bytes of shared memory a block; this device has " + std::to_string(limit) +
+                      ": use narrower slices, another device or dtype bf16");
   }
   for (int done = 0; done < tokens; done += most) {
     const Geometry g{hidden, width, std::min(most, tokens - done)};
     const WorkspaceLayout layout = workspace_layout(E, shape, slices.count, g.tokens);
     auto* const base = static_cast<std::byte*>(workspace);
-    const HiddenValues h{reinterpret_cast<float*>(base + layout.hidden_values),
-                         reinterpret_cast<int8_t*>(base + layout.q),
-                         reinterpret_cast<float*>(base + layout.scales),
-                         reinterpret_cast<float*>(base + layout.sums), reinterpret_cast<unsigned*>(base)};
+    const HiddenValues h{
+        reinterpret_cast<float*>(base + layout.hidden_values), reinterpret_cast<int8_t*>(base + layout.q),
+        reinterpret_cast<float*>(base + layout.scales), reinterpret_cast<float*>(base + layout.sums)};
     if (g.tokens <= 8) {
-      forward<E, 1>(slices, g, x, h, sum, stream);
+      forward<E, 1>(slices, g, x, h, sum, limit, stream);
     } else {
-      forward<E, 2>(slices, g, x, h, sum, stream);
+      forward<E, 2>(slices, g, x, h, sum, limit, stream);
     }
     const int64_t groups = hidden / Traits<E>::group;
     x.q += static_cast<int64_t>(g.tokens) * hidden;
@@ -101,10 +117,6 @@ void forward(const Slices& slices, QuantSliceShape shape, int tokens, QuantizedA
     if (E == Encoding::int4) x.sums += g.tokens * groups;
     sum += static_cast<int64_t>(g.tokens) * hidden;
   }
-}
-
-uint64_t counter_bytes(Encoding encoding, QuantSliceShape shape) {
-  return static_cast<uint64_t>(max_slices) * (shape.width / group_size(encoding)) * sizeof(unsigned);
 }
 
 template <Encoding E>
@@ -149,8 +161,7 @@ WorkspaceLayout workspace_layout(Encoding encoding, QuantSliceShape shape, int c
   const uint64_t scale_bytes = values / group_size(encoding) * sizeof(float);
   auto next = [](uint64_t offset) { return (offset + 255) / 256 * 256; };
   WorkspaceLayout layout;
-  layout.hidden_values = next(counter_bytes(encoding, shape));
-  layout.q = next(layout.hidden_values + values * sizeof(float));
+  layout.q = next(values * sizeof(float));
   layout.scales = next(layout.q + values);
   layout.sums = next(layout.scales + scale_bytes);
   layout.bytes = next(layout.sums + (encoding == Encoding::int4 ? scale_bytes : 0));
@@ -159,12 +170,6 @@ WorkspaceLayout workspace_layout(Encoding encoding, QuantSliceShape shape, int c
 
 uint64_t workspace_bytes(Encoding encoding, QuantSliceShape shape, int count, int tokens) {
   return workspace_layout(encoding, shape, count, tokens).bytes;
-}
-
-void prepare_workspace(Encoding encoding, QuantSliceShape shape, void* workspace, void* stream) {
-  check_shape(encoding, shape);
-  check(cudaMemsetAsync(workspace, 0, counter_bytes(encoding, shape), static_cast<cudaStream_t>(stream)),
-        "workspace");
 }
 
 void slices_forward(Encoding encoding, QuantSliceShape shape, const SliceList& slices, int tokens,
@@ -193,14 +198,11 @@ void dequantize_slice(Encoding encoding, QuantSliceShape shape, const void* slic
                       void* stream) {
   check_shape(encoding, shape);
   const Geometry g{static_cast<int>(shape.hidden), static_cast<int>(shape.width), 0};
-  const int64_t threads = shape.hidden * shape.width / (encoding == Encoding::int8 ? 16 : 32);
+  const int64_t threads = shape.hidden * shape.width / (encoding == Encoding::int8 ? 8 : 16);
   const dim3 blocks(static_cast<unsigned>((threads + 255) / 256), 3);
-  auto* const kernel =
-      encoding == Encoding::int8 ? dequantize_kernel<Encoding::int8> : dequantize_kernel<Encoding::int4>;
-  kernel<<<blocks, 256, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<const std::byte*>(slice), g,
-                                                                static_cast<__nv_bfloat16*>(gate_up),
-                                                                static_cast<__nv_bfloat16*>(down));
-  check(cudaGetLastError(), "dequantize");
+  launch(encoding == Encoding::int8 ? dequantize_kernel<Encoding::int8> : dequantize_kernel<Encoding::int4>,
+         blocks, 256, 0, stream, "dequantize", static_cast<const std::byte*>(slice), g,
+         static_cast<__nv_bfloat16*>(gate_up), static_cast<__nv_bfloat16*>(down));
 }
 
 }  // namespace lighter::kernels

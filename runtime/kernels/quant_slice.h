@@ -67,7 +67,7 @@ struct SliceList {
   int count = 0;
 };
 
-// What slices_forward keeps between its two kernels, as offsets in bytes into its workspace.
+// What slices_forward keeps between its kernels, as offsets in bytes into its workspace.
 struct WorkspaceLayout {
   uint64_t hidden_values = 0;  // fp32 [count, tokens, width]: silu(gate · x) * (up · x)
   uint64_t q = 0;              // int8 [count, tokens, width]: the same, quantized
@@ -77,11 +77,9 @@ struct WorkspaceLayout {
 };
 WorkspaceLayout workspace_layout(Encoding encoding, QuantSliceShape shape, int count, int tokens);
 
-// Enough for every call with at most this many slices and tokens. Call prepare_workspace once after
-// allocating; afterwards the workspace serves any calls of this encoding and width, one after the other on
-// one stream.
+// Enough for every call with at most this many slices and tokens. A workspace needs no preparation; it may
+// serve any calls, one after the other on one stream.
 uint64_t workspace_bytes(Encoding encoding, QuantSliceShape shape, int count, int tokens);
-void prepare_workspace(Encoding encoding, QuantSliceShape shape, void* workspace, void* stream);
 
 // sum[tokens, hidden] += each slice's output for the tokens, slice by slice in the order of the list (fp32).
 // x: what quantize_activations made, 1 to 16 tokens. The slices must be complete when the work enqueued on

@@ -19,7 +19,7 @@ HostRouting group_by_expert(const at::Tensor& experts, int expert_count) {
   return routing;
 }
 
-RoutedSum::RoutedSum(const Device& device, const SliceFormat& format, const MoeStep& step,
+RoutedSum::RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step,
                      const HostRouting& routing)
     : device_(device), format_(format), step_(step), routing_(routing) {
   std::vector<int64_t> all;
@@ -33,7 +33,7 @@ void RoutedSum::add(int expert, const std::byte* slice) {
     end_expert();
     begin_expert(expert);
   }
-  format_.accumulate(device_, slice, x_, sum_);
+  format_.accumulate(device_, slice, input_, sum_);
 }
 
 void RoutedSum::begin_expert(int expert) {
@@ -42,10 +42,11 @@ void RoutedSum::begin_expert(int expert) {
   const auto count = static_cast<int64_t>(routing_.rows[position_].size());
   const at::Tensor rows = rows_.narrow(0, rows_begin_, count);
   token_rows_ = rows.floor_divide(step_.experts.size(1));
-  x_ = step_.hidden.index_select(0, token_rows_);
+  at::Tensor x = step_.hidden.index_select(0, token_rows_);
   weights_ = step_.weights.reshape({-1}).index_select(0, rows).unsqueeze(1);
-  if (step_.weight_on == WeightOn::input) x_ = x_.mul(weights_);
-  sum_ = at::zeros(x_.sizes(), total_.options());
+  if (step_.weight_on == WeightOn::input) x = x.mul(weights_).to(x.scalar_type());
+  input_ = format_.prepare(device_, x);
+  sum_ = at::zeros(x.sizes(), total_.options());
 }
 
 void RoutedSum::end_expert() {

@@ -24,7 +24,7 @@ HostRouting group_by_expert(const at::Tensor& experts, int expert_count);
 // Call add() for every slice of routing.experts in ascending order, then finish().
 class RoutedSum {
  public:
-  RoutedSum(const Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing);
+  RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing);
 
   // Enqueues one slice's share. slice: its packed weights, on the device.
   void add(int expert, const std::byte* slice);
@@ -35,7 +35,7 @@ class RoutedSum {
   void begin_expert(int expert);
   void end_expert();
 
-  const Device& device_;
+  Device& device_;
   const SliceFormat& format_;
   const MoeStep& step_;
   const HostRouting& routing_;
@@ -45,7 +45,7 @@ class RoutedSum {
   size_t position_ = 0;     // its place in routing.experts
   int64_t rows_begin_ = 0;  // of its rows in rows_
   at::Tensor token_rows_;   // [its tokens]
-  at::Tensor x_;            // [its tokens, hidden]
+  ExpertInput input_;       // [its tokens, hidden]
   at::Tensor weights_;      // [its tokens, 1]
   at::Tensor sum_;          // [its tokens, hidden] fp32
 };

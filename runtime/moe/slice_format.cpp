@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "runtime/error.h"
 #include "runtime/moe/swiglu.h"
 #include "runtime/torch/tensors.h"
 
@@ -16,13 +17,15 @@ class DenseFormat : public SliceFormat {
 
   uint64_t slice_bytes() const override { return dense_slice_bytes(shape_, dtype_); }
 
-  void accumulate(const Device& device, const std::byte* slice, const at::Tensor& x,
+  ExpertInput prepare(Device&, const at::Tensor& x) const override { return {x, {}, {}, {}, {}}; }
+
+  void accumulate(Device& device, const std::byte* slice, const ExpertInput& input,
                   at::Tensor& sum) const override {
     const auto [hidden, width] = shape_;
     const at::Tensor gate_up = view_of(slice, {2 * width, hidden}, device, dtype_);
     const at::Tensor down =
         view_of(slice + 2 * width * hidden * dtype_size(dtype_), {hidden, width}, device, dtype_);
-    sum.add_(swiglu(x, gate_up, down));
+    sum.add_(swiglu(input.x, gate_up, down));
   }
 
  private:
@@ -40,16 +43,27 @@ std::unique_ptr<SliceFormat> make_dense_format(SliceShape shape, DType dtype) {
   return std::make_unique<DenseFormat>(shape, dtype);
 }
 
-int64_t default_slice_width(int64_t hidden, int64_t expert_ffn, DType dtype) {
+uint64_t slice_bytes(SliceShape shape, SliceEncoding encoding, DType dtype) {
+  return encoding == SliceEncoding::dense ? dense_slice_bytes(shape, dtype)
+                                          : packed_slice_bytes(encoding, shape.hidden, shape.width);
+}
+
+int64_t default_slice_width(int64_t hidden, int64_t expert_ffn, SliceEncoding encoding, DType dtype) {
   constexpr uint64_t target_bytes = uint64_t{8} << 20;
   constexpr int64_t unit = 256;
-  const int64_t most = std::max<int64_t>(1, expert_ffn / 4);
+  const bool quantized = encoding != SliceEncoding::dense;
+  const int64_t most = quantized ? expert_ffn : std::max<int64_t>(1, expert_ffn / 4);
   int64_t best = 0;
   for (int64_t width = 1; width <= most; ++width) {
     if (expert_ffn % width != 0) continue;
-    const bool aligned = width % unit == 0 || expert_ffn % unit != 0 || most < unit;
+    const bool aligned = width % unit == 0 || (!quantized && (expert_ffn % unit != 0 || most < unit));
     if (!aligned) continue;
-    if (best == 0 || dense_slice_bytes({hidden, width}, dtype) <= target_bytes) best = width;
+    if (best == 0 || slice_bytes({hidden, width}, encoding, dtype) <= target_bytes) best = width;
+  }
+  if (best == 0) {
+    throw ConfigError("model.experts: " + std::string(encoding_name(encoding)) +
+                      " needs experts whose FFN width is " + "a multiple of 256; this model's is " +
+                      std::to_string(expert_ffn));
   }
   return best;
 }

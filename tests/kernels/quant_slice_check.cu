@@ -1,6 +1,7 @@
 // Checks the quantized-slice kernels against a double-precision reference on fresh random inputs, then times
 // them over more than 1 GB of slices. Stands alone (no libtorch, no test framework): exit status 1 if a check
-// fails. Arguments: "check", "small" (checks of a tiny shape, for a memory checker), "time", or none for all.
+// fails. Arguments: "check", "small" (checks of a tiny shape, for a memory checker), "time" with an
+// optional number of tokens, or none for all.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -222,7 +223,6 @@ void check_shape(Encoding e, QuantSliceShape s, const std::vector<int>& counts, 
   }
 
   Buffer workspace(workspace_bytes(e, s, most, tokens)), sum(tokens * H * 4);
-  prepare_workspace(e, s, workspace.get(), nullptr);
   std::vector<float> before(tokens * H);
   for (float& v : before) v = normal(random);
   auto run = [&](const std::vector<const void*>& list, bool on_device, int n, bool one_by_one) {
@@ -400,7 +400,8 @@ double time_us(cudaStream_t stream, int repeats, const Enqueue& enqueue) {
   return times[times.size() / 2];
 }
 
-void time_encoding(Encoding e, cudaStream_t stream) {
+// only_tokens: 0 for all cases.
+void time_encoding(Encoding e, int only_tokens, cudaStream_t stream) {
   const QuantSliceShape s{5120, 256};
   const size_t bytes = quant_slice_bytes(e, s), H = s.hidden;
   const int total = static_cast<int>((size_t{2} << 30) / bytes / 32 * 32);
@@ -415,7 +416,6 @@ void time_encoding(Encoding e, cudaStream_t stream) {
   }
   fill<<<64, 256, 0, stream>>>(x.get<uint4>(), max_tokens * H / 8, 0x807f807fu, 0x3f003f00u);
   must(cudaMemset(sum.get(), 0, max_tokens * H * 4), "memset");
-  prepare_workspace(e, s, workspace.get(), stream);
   const QuantizedActivations a{q.get<int8_t>(), scales.get<float>(), sums.get<float>()};
   auto slice = [&](int i) { return static_cast<const void*>(weights.get<char>() + i % total * bytes); };
   const double all = static_cast<double>(total) * bytes;
@@ -427,6 +427,7 @@ void time_encoding(Encoding e, cudaStream_t stream) {
   for (const auto& [count, tokens] :
        {std::pair{32, 1}, {32, 2}, {32, 4}, {32, 8}, {32, 16}, {7, 1}, {1, 1}, {32, 1}}) {
     quantize_activations(e, ActivationType::bf16, max_tokens, s.hidden, x.get(), a, stream);
+    if (only_tokens != 0 && (tokens != only_tokens || count != 32)) continue;
     const int calls = total / 32;
     const double us = time_us(stream, 9,
                               [&, count = count, tokens = tokens] {
@@ -462,7 +463,7 @@ int main(int argc, char** argv) {
       check_shape(e, {128, 256}, {1, 2, 9}, seed);
       if (what == "small") continue;
       check_shape(e, {384, 512}, {1, 7, 33}, seed + 1);
-      check_shape(e, {8192, 256}, {2}, seed + 2);
+      check_shape(e, {8192, 1024}, {3}, seed + 2);
       check_shape(e, {5120, 256}, {1, 7, 32}, seed + 3);
     }
     std::printf("%s\n", failures == 0 ? "all checks passed" : "CHECKS FAILED");
@@ -470,7 +471,8 @@ int main(int argc, char** argv) {
   if (what != "check" && what != "small") {
     cudaStream_t stream;
     must(cudaStreamCreate(&stream), "stream");
-    for (const Encoding e : {Encoding::int8, Encoding::int4}) time_encoding(e, stream);
+    for (const Encoding e : {Encoding::int8, Encoding::int4})
+      time_encoding(e, argc > 2 ? std::atoi(argv[2]) : 0, stream);
     must(cudaStreamSynchronize(stream), "end");
     cudaStreamDestroy(stream);
   }

@@ -1,6 +1,7 @@
 // The shipped trained model, from its folder to its text.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -80,4 +81,46 @@ TEST_CASE(
   const std::atomic<bool> at_once{true};
   Generator interrupted(model.session.decoder(), text.tokenizer_or_null(), at_once);
   CHECK_THROWS_AS(interrupted.generate(request, collect), std::exception);
+}
+
+TEST_CASE("with quantized experts, paged output equals resident output bit for bit and stays near bf16's") {
+  Config config = golden_config("", DType::bf16);
+  config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
+  config.offload.slice_width = 0;
+  const cli::ModelText text = cli::load_text(config.model);
+  const auto ids = text.tokenizer->encode(
+      "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of "
+      "a wife. And the king said unto him, Go, and tell the people what thou hast seen.",
+      true);
+  const auto logits = [&](SliceEncoding experts, double resident, OffloadConfig::Policy policy) {
+    config.model.experts = experts;
+    config.offload.resident = resident;
+    config.offload.policy = policy;
+    LoadedModel model(config);
+    std::vector<float> all = model.logits({ids.begin(), ids.begin() + 30}, 20);
+    for (size_t i = 30; i < ids.size(); ++i) {
+      Step step;
+      step.add(0, static_cast<int64_t>(i), &ids[i], 1);
+      const at::Tensor out = model.session.decoder().forward(step).contiguous();
+      all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
+    }
+    return all;
+  };
+  using Policy = OffloadConfig::Policy;
+  const auto reference = logits(SliceEncoding::dense, 1.0, Policy::static_);
+  for (const SliceEncoding encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
+    CAPTURE(encoding_name(encoding));
+    const auto resident = logits(encoding, 1.0, Policy::static_);
+    CHECK(logits(encoding, 0.33, Policy::lfu) == resident);
+    CHECK(logits(encoding, 0.0, Policy::lru) == resident);
+    REQUIRE(resident.size() == reference.size());
+    double error = 0;
+    double size = 0;
+    for (size_t i = 0; i < reference.size(); ++i) {
+      error += std::pow(static_cast<double>(resident[i]) - reference[i], 2);
+      size += std::pow(static_cast<double>(reference[i]), 2);
+    }
+    CHECK(std::sqrt(error / size) < (encoding == SliceEncoding::int8 ? 0.02 : 0.1));
+    CHECK(resident != reference);
+  }
 }
