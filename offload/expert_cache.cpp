@@ -64,7 +64,8 @@ std::vector<SliceNeed> ExpertCache::begin_layer(int layer, std::span<const int> 
       }
     }
   }
-  // What was prefetched for this layer (or, where a step broke off, for an earlier one) and is not needed goes.
+  // What was prefetched for this layer (or, where a step broke off, for an earlier one) and is not needed
+  // goes.
   std::erase_if(prefetched_, [&](int slot) {
     if (!slots_[slot].prefetched) return true;
     if (slots_[slot].slice.layer > layer) return false;
@@ -74,7 +75,8 @@ std::vector<SliceNeed> ExpertCache::begin_layer(int layer, std::span<const int> 
   });
   candidates_.clear();
   for (const int slot : residents_[layer]) {
-    if (!slots_[slot].pinned && !routed_[slots_[slot].slice.expert]) candidates_.push_back(slots_[slot].slice);
+    if (!slots_[slot].pinned && !routed_[slots_[slot].slice.expert])
+      candidates_.push_back(slots_[slot].slice);
   }
   return needs;
 }

@@ -23,7 +23,8 @@ std::string percent(double share) {
 int wanted_spare_slots(const PlanRequest& request) {
   const int64_t layers_at_once = 2 + request.prefetch_depth;
   const int64_t wanted = layers_at_once * request.experts_per_token * request.grid.slices;
-  return static_cast<int>(std::clamp<int64_t>(wanted, kFewestSpareSlots, 2 * request.grid.slices_per_layer()));
+  return static_cast<int>(
+      std::clamp<int64_t>(wanted, kFewestSpareSlots, 2 * request.grid.slices_per_layer()));
 }
 
 // An equal share for every layer; what is left over goes to the first ones.
@@ -42,7 +43,9 @@ std::vector<int> by_ratio(const ExpertGrid& grid, const std::vector<double>& rat
   return layers;
 }
 
-uint64_t sum(const std::vector<int>& values) { return std::accumulate(values.begin(), values.end(), uint64_t{0}); }
+uint64_t sum(const std::vector<int>& values) {
+  return std::accumulate(values.begin(), values.end(), uint64_t{0});
+}
 
 class Planner {
  public:
@@ -89,14 +92,16 @@ class Planner {
       residents = spread(grid_, grid_.total_slices());
     } else {
       const uint64_t spare = std::min<uint64_t>(wanted_spare_slots(request_), slots_left() / 4);
-      residents = spread(grid_, slots_left() - std::min(slots_left(), std::max<uint64_t>(spare, kFewestSpareSlots)));
+      residents =
+          spread(grid_, slots_left() - std::min(slots_left(), std::max<uint64_t>(spare, kFewestSpareSlots)));
     }
     const uint64_t resident = sum(residents);
     plan_.resident_share = static_cast<double>(resident) / static_cast<double>(grid_.total_slices());
     plan_.all_resident = resident == grid_.total_slices();
     plan_.lines.push_back({"experts, resident", resident * grid_.slice_bytes, 0});
     if (plan_.all_resident) {
-      plan_.lines.push_back({"staging for loading", 0, std::max(grid_.expert_bytes(), request_.load_staging_bytes)});
+      plan_.lines.push_back(
+          {"staging for loading", 0, std::max(grid_.expert_bytes(), request_.load_staging_bytes)});
       return;
     }
     const uint64_t room = slots_left() > resident ? slots_left() - resident : 0;
@@ -111,9 +116,8 @@ class Planner {
       const InitialResidency initial = initial_residency(grid_, plan_.pager);
       const auto homes = std::count(initial.has_home.begin(), initial.has_home.end(), true);
       plan_.lines.push_back({"expert store", 0, static_cast<uint64_t>(homes) * grid_.slice_bytes});
-      plan_.lines.push_back(
-          {"staging for loading", 0,
-           std::max(load_staging_bytes(grid_, plan_.pager), request_.load_staging_bytes)});
+      plan_.lines.push_back({"staging for loading", 0,
+                             std::max(load_staging_bytes(grid_, plan_.pager), request_.load_staging_bytes)});
     } catch (const CapacityError& error) {
       plan_.problems.push_back(error.what());
     }
@@ -129,10 +133,14 @@ class Planner {
       text += "; even with no expert resident it needs " + format_bytes(least) +
               ": raise the budget, or lower memory.context or memory.prefill_chunk";
     } else {
-      // Whole slices of every layer: a share is rounded in each, so a share of the total could still be too much.
-      const uint64_t slots_of_a_layer = (slots_left() - kFewestSpareSlots) / static_cast<uint64_t>(grid_.layers);
-      const double share = static_cast<double>(slots_of_a_layer) / static_cast<double>(grid_.slices_per_layer());
-      text += "; offload.resident up to " + percent(std::floor(share * 1000) / 1000) + " fits, or leave it at auto";
+      // Whole slices of every layer: a share is rounded in each, so a share of the total could still be too
+      // much.
+      const uint64_t slots_of_a_layer =
+          (slots_left() - kFewestSpareSlots) / static_cast<uint64_t>(grid_.layers);
+      const double share =
+          static_cast<double>(slots_of_a_layer) / static_cast<double>(grid_.slices_per_layer());
+      text += "; offload.resident up to " + percent(std::floor(share * 1000) / 1000) +
+              " fits, or leave it at auto";
     }
     plan_.problems.push_back(text);
   }
@@ -140,8 +148,8 @@ class Planner {
   void check_host() {
     if (plan_.host_bytes <= plan_.host_budget_bytes) return;
     std::string text = "the host needs " + format_bytes(plan_.host_bytes) + ", " +
-                       format_bytes(plan_.host_bytes - plan_.host_budget_bytes) + " more than memory.host_budget (" +
-                       format_bytes(plan_.host_budget_bytes) + ")";
+                       format_bytes(plan_.host_bytes - plan_.host_budget_bytes) +
+                       " more than memory.host_budget (" + format_bytes(plan_.host_budget_bytes) + ")";
     PlanRequest with_static = request_;
     with_static.policy = PolicyKind::static_;
     const uint64_t static_bytes =
@@ -150,8 +158,9 @@ class Planner {
       text += "; offload.policy: static fits: it needs " + format_bytes(static_bytes) +
               ", because what never leaves the device keeps no copy on the host";
     } else {
-      text += ": raise the budget, or raise memory.gpu_budget and set offload.policy: static, which keeps on the "
-              "host only what is not resident";
+      text +=
+          ": raise the budget, or raise memory.gpu_budget and set offload.policy: static, which keeps on the "
+          "host only what is not resident";
     }
     plan_.problems.push_back(text);
   }
@@ -164,6 +173,8 @@ class Planner {
 
 }  // namespace
 
-Plan make_plan(const PlanRequest& request) { return Planner(request).make(); }
+Plan make_plan(const PlanRequest& request) {
+  return Planner(request).make();
+}
 
 }  // namespace lighter::offload

@@ -61,8 +61,8 @@ struct Prefetcher::Graph {
     flow::make_edge(ended, limiter.decrementer());
   }
 
-  // From outside, work comes in by enqueue(): for that alone oneTBB gives the arena a worker when its limit is one
-  // thread.
+  // From outside, work comes in by enqueue(): for that alone oneTBB gives the arena a worker when its limit
+  // is one thread.
   void put(Request request) {
     graph->reserve_wait();
     arena.enqueue([this, request = std::move(request)] {
@@ -97,6 +97,8 @@ void Prefetcher::request(uint64_t step, int layer, std::vector<int> experts) {
   graph_->put({step, layer, std::move(experts)});
 }
 
-void Prefetcher::drain() { graph_->graph->wait_for_all(); }
+void Prefetcher::drain() {
+  graph_->graph->wait_for_all();
+}
 
 }  // namespace lighter::offload

@@ -19,8 +19,8 @@ int loaders(const ExpertGrid& grid, const PagerOptions& options, int homeless) {
   return static_cast<int>(std::clamp<uint64_t>(kMaxStagingBytes / each, 1, options.load_threads));
 }
 
-// Belongs to one loop below, not to one thread: while a source makes an expert in parallel, the thread that waits
-// for it may begin another loop.
+// Belongs to one loop below, not to one thread: while a source makes an expert in parallel, the thread that
+// waits for it may begin another loop.
 struct Worker {
   Buffer staging;
   std::unique_ptr<Stream> stream;
@@ -79,7 +79,8 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
       tbb::parallel_for(
           size_t{0}, workers.size(),
           [&](size_t worker) {
-            for (int expert; (expert = next_expert++) < grid_.experts;) load_expert({layer, expert}, workers[worker]);
+            for (int expert; (expert = next_expert++) < grid_.experts;)
+              load_expert({layer, expert}, workers[worker]);
           },
           tbb::simple_partitioner());
     });

@@ -12,7 +12,8 @@ constexpr int kMaxPrefetchesInFlight = 64;
 
 std::vector<bool> pinned_experts(const ExpertGrid& grid, const PagerOptions& options) {
   std::vector<bool> pinned(static_cast<size_t>(grid.layers) * grid.experts);
-  for (const ExpertId id : options.pinned) pinned[static_cast<size_t>(id.layer) * grid.experts + id.expert] = true;
+  for (const ExpertId id : options.pinned)
+    pinned[static_cast<size_t>(id.layer) * grid.experts + id.expert] = true;
   return pinned;
 }
 
@@ -27,7 +28,9 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
   for (int layer = 0; layer < grid.layers; ++layer) {
     const auto capacity = static_cast<size_t>(options.residents_per_layer[layer]);
     auto& chosen = result.layers[layer];
-    const auto is_pinned = [&](int expert) { return pinned[static_cast<size_t>(layer) * grid.experts + expert]; };
+    const auto is_pinned = [&](int expert) {
+      return pinned[static_cast<size_t>(layer) * grid.experts + expert];
+    };
     for (int expert = 0; expert < grid.experts; ++expert) {
       if (!is_pinned(expert)) continue;
       for (int i = 0; i < grid.slices; ++i) {
@@ -47,13 +50,15 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
         if (!is_pinned(expert)) chosen.push_back({layer, expert, i});
       }
     }
-    const bool stays_for_ever = options.policy == PolicyKind::static_ || chosen.size() == grid.slices_per_layer();
+    const bool stays_for_ever =
+        options.policy == PolicyKind::static_ || chosen.size() == grid.slices_per_layer();
     std::vector<int> homeless(grid.experts);
     for (const SliceId slice : chosen) {
       const size_t index = grid.index(slice);
       if (!stays_for_ever && !result.pinned[index]) continue;
       result.has_home[index] = false;
-      result.most_homeless_of_an_expert = std::max(result.most_homeless_of_an_expert, ++homeless[slice.expert]);
+      result.most_homeless_of_an_expert =
+          std::max(result.most_homeless_of_an_expert, ++homeless[slice.expert]);
     }
   }
   return result;

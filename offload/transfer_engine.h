@@ -26,7 +26,7 @@ struct CopyRequest {
   const std::byte* from = nullptr;
   size_t bytes = 0;
   const Event* last_use = nullptr;  // of the destination: the copy waits for it
-  Event* ready = nullptr;           // recorded after the copy; waited for before it (a slot's earlier filling)
+  Event* ready = nullptr;  // recorded after the copy; waited for before it (a slot's earlier filling)
 };
 
 // A prefetch under way. Its request's events belong to it until expedite() or cancel() has returned.
@@ -42,8 +42,8 @@ struct PrefetchCopy {
 struct TransferCounters {
   uint64_t demand_bytes = 0;
   uint64_t prefetch_bytes = 0;
-  double demand_busy_s = 0;           // time with a demand copy outstanding, as the device's clock has it
-  uint64_t demand_busy_bytes = 0;     // bytes copied in that time
+  double demand_busy_s = 0;        // time with a demand copy outstanding, as the device's clock has it
+  uint64_t demand_busy_bytes = 0;  // bytes copied in that time
 };
 
 class TransferEngine {

@@ -14,8 +14,8 @@ int64_t likeliest(std::span<const float> logits) {
   int64_t best = -1;
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i]) || logits[i] == INFINITY) {
-      throw DeviceError("the model gave " + std::string(std::isnan(logits[i]) ? "NaN" : "infinity") + " for token " +
-                        std::to_string(i) +
+      throw DeviceError("the model gave " + std::string(std::isnan(logits[i]) ? "NaN" : "infinity") +
+                        " for token " + std::to_string(i) +
                         "; the weights may be damaged, or bf16 too narrow for them (try model.dtype: fp32)");
     }
     if (logits[i] > (best < 0 ? -INFINITY : logits[best])) best = static_cast<int64_t>(i);

@@ -27,8 +27,8 @@ class Sampler {
  public:
   explicit Sampler(const SamplingOptions& options);
 
-  // logits: [vocab], finite or -inf; throws DeviceError if one is NaN or +inf, or all are -inf. Ties go to the lower
-  // id.
+  // logits: [vocab], finite or -inf; throws DeviceError if one is NaN or +inf, or all are -inf. Ties go to
+  // the lower id.
   int64_t sample(std::span<const float> logits);
 
  private:

@@ -204,7 +204,7 @@ Surroundings load_post_processor(const std::optional<JsonField>& field) {
         ++texts;
         continue;
       }
-      const std::string& name = piece.at("SpecialToken").at("id").string();
+      const std::string name = piece.at("SpecialToken").at("id").string();
       for (const JsonField& id : tokens.at(name).at("ids").items()) {
         (texts == 0 ? before : after).push_back(id.integer());
       }

@@ -18,7 +18,8 @@ std::vector<SliceId> slices_of(std::vector<int> experts, int slice = 0, int laye
 }
 
 // The expert that leaves for `incoming`, or -1.
-int leaves(const EvictionPolicy& policy, int incoming, const std::vector<SliceId>& candidates, int layer = 0) {
+int leaves(const EvictionPolicy& policy, int incoming, const std::vector<SliceId>& candidates,
+           int layer = 0) {
   const auto victim = policy.victim({layer, incoming}, candidates);
   return victim ? candidates.at(*victim).expert : -1;
 }
@@ -41,7 +42,8 @@ TEST_CASE("static evicts nothing, whatever is used") {
 
 TEST_CASE("lru evicts what was used least recently") {
   const auto policy = make_policy(PolicyKind::lru, kGrid);
-  for (const auto& [expert, step] : {std::pair{0, 3}, {1, 5}, {2, 1}, {0, 7}, {4, 8}}) policy->touch({0, expert}, step);
+  for (const auto& [expert, step] : {std::pair{0, 3}, {1, 5}, {2, 1}, {0, 7}, {4, 8}})
+    policy->touch({0, expert}, step);
   CHECK(leaves(*policy, 4, slices_of({0, 1, 2})) == 2);
   CHECK(leaves(*policy, 4, slices_of({0, 1})) == 1);
   policy->touch({0, 1}, 9);
@@ -120,7 +122,8 @@ TEST_CASE("the victim is always a candidate, and the same uses always choose the
       other->touch({0, used}, step);
       std::vector<SliceId> candidates;
       for (int expert = 0; expert < kGrid.experts; ++expert) {
-        if (expert != used && random() % 2 == 0) candidates.push_back({0, expert, static_cast<int>(random() % 4)});
+        if (expert != used && random() % 2 == 0)
+          candidates.push_back({0, expert, static_cast<int>(random() % 4)});
       }
       const auto victim = one->victim({0, used}, candidates);
       REQUIRE(victim == other->victim({0, used}, candidates));

@@ -43,7 +43,8 @@ int residents_of(const ResidencyTable& table, int layer) {
   return count;
 }
 
-// The slots that the running step reads by its version: those of the layers to come, and of `experts` in `layer`.
+// The slots that the running step reads by its version: those of the layers to come, and of `experts` in
+// `layer`.
 std::set<int> protected_slots(const ResidencyTable& table, int layer, const std::vector<int>& experts) {
   std::set<int> slots;
   for (int l = layer; l < kGrid.layers; ++l) {
@@ -247,7 +248,8 @@ TEST_CASE("an arriving slice can give its slot up, an admitted one cannot") {
   CHECK(cache.consistent());
 }
 
-TEST_CASE("after any sequence: no slot lost, no protected slot handed out, pinned stay, versions stand still") {
+TEST_CASE(
+    "after any sequence: no slot lost, no protected slot handed out, pinned stay, versions stand still") {
   std::mt19937 random(11);
   const auto chance = [&](int percent) { return static_cast<int>(random() % 100) < percent; };
   for (int round = 0; round < 60; ++round) {
@@ -295,9 +297,11 @@ TEST_CASE("after any sequence: no slot lost, no protected slot handed out, pinne
               if (chance(70)) cache.try_admit(need.slice);
               continue;
             }
-            const auto gives_way = std::find_if(needs.begin() + static_cast<long>(i) + 1, needs.end(), [&](SliceNeed& other) {
-              return other.presence == Presence::arriving && other.slot >= 0 && cache.give_up(other.slice);
-            });
+            const auto gives_way =
+                std::find_if(needs.begin() + static_cast<long>(i) + 1, needs.end(), [&](SliceNeed& other) {
+                  return other.presence == Presence::arriving && other.slot >= 0 &&
+                         cache.give_up(other.slice);
+                });
             REQUIRE(gives_way != needs.end());
             held.erase(std::exchange(gives_way->slot, -1));
           }

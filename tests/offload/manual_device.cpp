@@ -31,7 +31,9 @@ class ManualStream : public Stream {
   ManualStream(ManualDevice& device, int number) : device_(device), number_(number) {}
 
   void copy(void* to, const void* from, size_t bytes) override {
-    device_.push(number_, {{number_, static_cast<std::byte*>(to), bytes}, static_cast<const std::byte*>(from), {}, {}});
+    device_.push(
+        number_,
+        {{number_, static_cast<std::byte*>(to), bytes}, static_cast<const std::byte*>(from), {}, {}});
   }
   void wait(const Event& event) override {
     std::shared_ptr<bool> passed;
@@ -69,7 +71,9 @@ std::unique_ptr<Stream> ManualDevice::new_copy_stream() {
   return std::make_unique<ManualStream>(*this, static_cast<int>(queues_.size()) - 1);
 }
 
-std::unique_ptr<Event> ManualDevice::new_event() { return std::make_unique<ManualEvent>(*this); }
+std::unique_ptr<Event> ManualDevice::new_event() {
+  return std::make_unique<ManualEvent>(*this);
+}
 
 void ManualDevice::push(int stream, Work work) {
   std::lock_guard lock(mutex_);

@@ -1,5 +1,5 @@
-// A device whose copies happen when the test says so, in the order that the test says. Waits and records pass by
-// themselves when it is their turn.
+// A device whose copies happen when the test says so, in the order that the test says. Waits and records pass
+// by themselves when it is their turn.
 //
 // The first copy stream that is made is number 0. Memory is that of a CpuDevice. Thread-safe.
 #pragma once
@@ -46,7 +46,9 @@ class ManualDevice : public Device {
   std::unique_ptr<Event> new_event() override;
   double milliseconds_between(const Event&, const Event&) const override { return 1; }
   Buffer allocate(size_t bytes, const std::string& what) override { return memory_->allocate(bytes, what); }
-  Buffer allocate_host(size_t bytes, const std::string& what) override { return memory_->allocate_host(bytes, what); }
+  Buffer allocate_host(size_t bytes, const std::string& what) override {
+    return memory_->allocate_host(bytes, what);
+  }
   MemoryBudget& device_budget() override { return memory_->device_budget(); }
   MemoryBudget& host_budget() override { return memory_->host_budget(); }
   uint64_t driver_used_bytes() const override { return memory_->driver_used_bytes(); }

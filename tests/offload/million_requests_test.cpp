@@ -16,7 +16,9 @@ struct Load {
 };
 
 Load draw_load(std::mt19937& random) {
-  const auto between = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+  const auto between = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
   Load load;
   load.grid = {between(1, 6), between(2, 16), between(1, 6), static_cast<uint64_t>(between(1, 16)) * 8};
   const int all = static_cast<int>(load.grid.slices_per_layer());

@@ -86,8 +86,9 @@ StepVisits draw_step(const ExpertGrid& grid, const Traffic& traffic, std::mt1993
 }
 
 uint64_t device_bytes_for(const ExpertGrid& grid, const PagerOptions& options) {
-  const uint64_t slots = std::accumulate(options.residents_per_layer.begin(), options.residents_per_layer.end(),
-                                         static_cast<uint64_t>(options.spare_slots));
+  const uint64_t slots =
+      std::accumulate(options.residents_per_layer.begin(), options.residents_per_layer.end(),
+                      static_cast<uint64_t>(options.spare_slots));
   return slots * grid.slice_bytes;
 }
 
@@ -98,7 +99,8 @@ PagerRig::PagerRig(const ExpertGrid& grid, const PagerOptions& options, bool lag
   const uint64_t device_bytes = device_bytes_for(grid, options);
   const uint64_t host_bytes =
       static_cast<uint64_t>(homes) * grid.slice_bytes + load_staging_bytes(grid, options);
-  device_ = lagging ? make_lagging_device(device_bytes, host_bytes) : make_cpu_device(device_bytes, host_bytes);
+  device_ =
+      lagging ? make_lagging_device(device_bytes, host_bytes) : make_cpu_device(device_bytes, host_bytes);
   pager_ = std::make_unique<SlicePager>(*device_, grid, options);
   pager_->load(source_, [](const std::string&, uint64_t, uint64_t) {});
   if (lagging) {
@@ -149,7 +151,8 @@ void PagerRig::visit(int layer, const LayerVisit& visit) {
                    slice == SliceId{layer, visit.experts[place / slices], static_cast<int>(place % slices)},
                "a slice came out of order");
         const SliceLocation& listed = version_->at(slice);
-        expect(!listed.on_device() || listed.address == address, "a resident slice is not where its version says");
+        expect(!listed.on_device() || listed.address == address,
+               "a resident slice is not where its version says");
         if (lagging_) {
           Stream& compute = device_->compute_stream();
           compute.copy(&slow_[kSlowCopyBytes], slow_.data(), kSlowCopyBytes);
@@ -171,7 +174,8 @@ void PagerRig::check_layers_to_come(int layer) {
     for (int i = 0; i < grid_.slices; ++i) {
       const SliceId slice{layer + 1, expert, i};
       const SliceLocation& at = version_->at(slice);
-      if (at.on_device()) expect(source_.matches(slice, at.address), "a resident of a coming layer was overwritten");
+      if (at.on_device())
+        expect(source_.matches(slice, at.address), "a resident of a coming layer was overwritten");
     }
   }
 }
@@ -206,7 +210,8 @@ void PagerRig::check_counters(const StepVisits& step, const ExpertCounters& befo
     arrived += now->locations[i].on_device() && !version_->locations[i].on_device();
   }
   expect(did.evictions == arrived, "evictions is not the number of slices that came to stay");
-  expect((arrived > 0) == (now->version != version_->version), "the version does not tell whether something changed");
+  expect((arrived > 0) == (now->version != version_->version),
+         "the version does not tell whether something changed");
   expect(residents == options_.residents_per_layer, "a layer has more or fewer residents than planned");
 }
 

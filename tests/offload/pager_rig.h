@@ -1,5 +1,5 @@
-// A SlicePager on the CPU device together with everything that can be known about it from outside: the bytes of
-// every visited slice, the order of the visits, and what the counters must say.
+// A SlicePager on the CPU device together with everything that can be known about it from outside: the bytes
+// of every visited slice, the order of the visits, and what the counters must say.
 #pragma once
 
 #include <memory>
@@ -67,7 +67,7 @@ class PagerRig {
   std::unique_ptr<SlicePager> pager_;
   int steps_ = 0;
   ResidencyVersion version_;
-  std::vector<SliceId> read_;         // by the lagging compute stream, in order
+  std::vector<SliceId> read_;  // by the lagging compute stream, in order
   std::vector<std::byte> read_bytes_;
   std::vector<std::byte> slow_;
   std::string failure_;

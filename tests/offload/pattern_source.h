@@ -1,5 +1,5 @@
-// Expert weights that can be recognised: every slice has random bytes of its own, so a slice in the wrong place,
-// a half-copied one and a stale one all show. Thread-safe after construction.
+// Expert weights that can be recognised: every slice has random bytes of its own, so a slice in the wrong
+// place, a half-copied one and a stale one all show. Thread-safe after construction.
 #pragma once
 
 #include <cstring>

@@ -145,7 +145,8 @@ TEST_CASE("ratios are taken per layer, to the nearest slice") {
 
 TEST_CASE("a ratio that does not fit is refused with the largest that does") {
   for (int slots = 2; slots < 96; ++slots) {
-    for (const ExpertGrid grid : {kGrid, ExpertGrid{4, 16, 16, kSlice / 16}, ExpertGrid{48, 2, 1, kSlice / 4}}) {
+    for (const ExpertGrid grid :
+         {kGrid, ExpertGrid{4, 16, 16, kSlice / 16}, ExpertGrid{48, 2, 1, kSlice / 4}}) {
       PlanRequest request = request_of(slots);
       request.grid = grid;
       request.resident = std::vector<double>(grid.layers, 1.0);
@@ -158,7 +159,8 @@ TEST_CASE("a ratio that does not fit is refused with the largest that does") {
       request.resident = std::vector<double>(grid.layers, advised);
       CHECK(make_plan(request).fits());
       // Another slice in every layer would not.
-      request.resident = std::vector<double>(grid.layers, advised + 0.001 + 1.0 / static_cast<double>(grid.slices_per_layer()));
+      request.resident = std::vector<double>(
+          grid.layers, advised + 0.001 + 1.0 / static_cast<double>(grid.slices_per_layer()));
       CHECK_FALSE(make_plan(request).fits());
     }
   }
@@ -248,7 +250,8 @@ TEST_CASE("what was planned is what a pager takes: it loads and runs in budgets 
     CHECK(pager.store().bytes() == line(plan, "expert store", false));
     for (int step = 0; step < 3; ++step) {
       for (int layer = 0; layer < kGrid.layers; ++layer) {
-        pager.visit(layer, std::vector<int>{0, 5}, false, [] {}, [](SliceId, const std::byte*) {});
+        pager.visit(
+            layer, std::vector<int>{0, 5}, false, [] {}, [](SliceId, const std::byte*) {});
       }
       pager.between_steps();
     }

@@ -26,12 +26,17 @@ class ParallelSource : public SliceSource {
  public:
   void read_expert(ExpertId expert, std::span<std::byte* const> slices) const override {
     for (size_t i = 0; i < slices.size(); ++i) {
-      tbb::parallel_for(0, 16, [&](int piece) {
-        const size_t length = kGrid.slice_bytes / 16;
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
-        std::memcpy(slices[i] + piece * length,
-                    pattern_.original({expert.layer, expert.expert, static_cast<int>(i)}) + piece * length, length);
-      }, tbb::simple_partitioner());
+      tbb::parallel_for(
+          0, 16,
+          [&](int piece) {
+            const size_t length = kGrid.slice_bytes / 16;
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
+            std::memcpy(
+                slices[i] + piece * length,
+                pattern_.original({expert.layer, expert.expert, static_cast<int>(i)}) + piece * length,
+                length);
+          },
+          tbb::simple_partitioner());
     }
   }
   const PatternSource& pattern() const { return pattern_; }

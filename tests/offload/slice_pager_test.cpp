@@ -2,7 +2,7 @@
 
 #include <doctest/doctest.h>
 
-#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <thread>
 
@@ -31,19 +31,10 @@ StepVisits same_for_all_layers(std::vector<int> experts, bool streaming = false)
   return StepVisits(kGrid.layers, LayerVisit{std::move(experts), streaming, {}, 0});
 }
 
-// Waits for what the prefetcher's threads do by themselves.
-template <typename Condition>
-bool eventually(Condition condition) {
-  for (int i = 0; i < 5000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
 }  // namespace
 
-TEST_CASE("every visited slice has its bytes, for every policy, residency, prefetch, streaming and slot count") {
+TEST_CASE(
+    "every visited slice has its bytes, for every policy, residency, prefetch, streaming and slot count") {
   std::mt19937 random(1);
   int runs = 0;
   for (const PolicyKind policy : {PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}) {
@@ -139,9 +130,9 @@ TEST_CASE("a hint that comes in time turns misses into slices that are there alr
   PagerRig rig(kGrid, options_of(0, PolicyKind::static_, true, 12));
   SlicePager& pager = rig.pager();
   const auto visit = [&](int layer, std::vector<int> experts) {
-    pager.visit(layer, experts, false, [] {}, [&](SliceId slice, const std::byte* at) {
-      CHECK(rig.source().matches(slice, at));
-    });
+    pager.visit(
+        layer, experts, false, [] {},
+        [&](SliceId slice, const std::byte* at) { CHECK(rig.source().matches(slice, at)); });
   };
   visit(0, {1});
   pager.hint(1, {2, 3});
@@ -164,9 +155,9 @@ TEST_CASE("a wrong guess is counted as wasted, and a late one does nothing") {
   PagerRig rig(kGrid, options_of(0, PolicyKind::lru, true, 12));
   SlicePager& pager = rig.pager();
   const auto visit = [&](int layer, std::vector<int> experts) {
-    pager.visit(layer, experts, false, [] {}, [&](SliceId slice, const std::byte* at) {
-      CHECK(rig.source().matches(slice, at));
-    });
+    pager.visit(
+        layer, experts, false, [] {},
+        [&](SliceId slice, const std::byte* at) { CHECK(rig.source().matches(slice, at)); });
   };
   visit(0, {1});
   pager.hint(1, {2, 3});
@@ -238,9 +229,10 @@ TEST_CASE("pinned experts that do not fit are a CapacityError that says how many
   PagerOptions options = options_of(0.25);  // 6 slots a layer: two experts of three slices
   options.pinned = {{1, 0}, {1, 1}, {1, 2}};
   const auto device = make_cpu_device(1 << 20, 1 << 20);
-  CHECK_THROWS_WITH_AS(SlicePager(*device, kGrid, options),
-                       doctest::Contains("offload.pin asks for 9 slices of MoE layer 1, but 6 can be resident"),
-                       CapacityError);
+  CHECK_THROWS_WITH_AS(
+      SlicePager(*device, kGrid, options),
+      doctest::Contains("offload.pin asks for 9 slices of MoE layer 1, but 6 can be resident"),
+      CapacityError);
 }
 
 TEST_CASE("everything is given back when a pager ends, also with prefetches under way") {
@@ -250,7 +242,8 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
       SlicePager pager(*device, kGrid, options_of(0.2, PolicyKind::lru, true, 64));
       const PatternSource source(kGrid);
       pager.load(source, kQuiet);
-      pager.visit(0, std::vector<int>{0}, false, [] {}, [](SliceId, const std::byte*) {});
+      pager.visit(
+          0, std::vector<int>{0}, false, [] {}, [](SliceId, const std::byte*) {});
       for (int layer = 1; layer < kGrid.layers; ++layer) pager.hint(layer, {0, 1, 2, 3, 4, 5, 6, 7});
       if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(40 * round));
     }
@@ -261,18 +254,19 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
 
 TEST_CASE("an error while a slice is used leaves the pager whole") {
   PagerRig rig(kGrid, options_of(0.3, PolicyKind::lru, false, 8));
-  CHECK_THROWS_AS(rig.pager().visit(0, std::vector<int>{1, 2}, false, [] {},
-                                    [](SliceId slice, const std::byte*) {
-                                      if (slice.expert == 2) throw DeviceError("out of order");
-                                    }),
+  CHECK_THROWS_AS(rig.pager().visit(
+                      0, std::vector<int>{1, 2}, false, [] {},
+                      [](SliceId slice, const std::byte*) {
+                        if (slice.expert == 2) throw DeviceError("out of order");
+                      }),
                   DeviceError);
   rig.pager().between_steps();
   CHECK(rig.pager().consistent());
   int wrong = 0;
   for (int layer = 0; layer < kGrid.layers; ++layer) {
-    rig.pager().visit(layer, std::vector<int>{1, 2, 5}, false, [] {}, [&](SliceId slice, const std::byte* at) {
-      wrong += !rig.source().matches(slice, at);
-    });
+    rig.pager().visit(
+        layer, std::vector<int>{1, 2, 5}, false, [] {},
+        [&](SliceId slice, const std::byte* at) { wrong += !rig.source().matches(slice, at); });
   }
   rig.pager().between_steps();
   CHECK(wrong == 0);

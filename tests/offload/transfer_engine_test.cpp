@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kPiece = 64;
 constexpr size_t kBytes = 4 * kPiece;
-constexpr int kDemand = 0;    // the stream numbers, in the order in which the engine makes them
+constexpr int kDemand = 0;  // the stream numbers, in the order in which the engine makes them
 constexpr int kPrefetch = 1;
 
 // A slot of device memory and the slice that goes there.
@@ -42,7 +42,9 @@ bool eventually(Condition condition) {
 }
 
 // Long enough for the engine's thread to do what it must not do.
-void give_it_time() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+void give_it_time() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+}
 
 struct Ended {
   std::atomic<int> count{0};

@@ -34,7 +34,8 @@ TEST_CASE("within a window only the current chunk is kept, and a new chunk write
     CHECK(table.row(0, position) == table.row(0, position % 64));
     CHECK(table.first_visible(position) == position - position % 64);
     std::set<int64_t> visible;
-    for (int64_t seen = table.first_visible(position); seen <= position; ++seen) visible.insert(table.row(0, seen));
+    for (int64_t seen = table.first_visible(position); seen <= position; ++seen)
+      visible.insert(table.row(0, seen));
     CHECK(static_cast<int64_t>(visible.size()) == position % 64 + 1);
   }
 }
@@ -71,8 +72,8 @@ TEST_CASE("blocks are taken only when a position needs them, and are used again 
 
 TEST_CASE("a position beyond the context is a CapacityError that says how to go on") {
   BlockTable table(8, 0, 64, 1);
-  CHECK_THROWS_WITH_AS(table.extend(0, 64), doctest::Contains("position 64 is beyond memory.context of 64 tokens"),
-                       CapacityError);
+  CHECK_THROWS_WITH_AS(table.extend(0, 64),
+                       doctest::Contains("position 64 is beyond memory.context of 64 tokens"), CapacityError);
   CHECK_NOTHROW(table.extend(0, 63));
 }
 

@@ -14,7 +14,9 @@ namespace {
 
 constexpr size_t kBig = size_t{8} << 20;  // takes a copy stream about a millisecond
 
-std::vector<std::byte> bytes_of(size_t size, int value) { return std::vector<std::byte>(size, std::byte(value)); }
+std::vector<std::byte> bytes_of(size_t size, int value) {
+  return std::vector<std::byte>(size, std::byte(value));
+}
 
 }  // namespace
 

@@ -23,8 +23,9 @@ TEST_CASE("a budget can be used up to its last byte, and not one further") {
 TEST_CASE("a refusal names the budget, the purpose and the numbers, and takes nothing") {
   MemoryBudget budget("memory.gpu_budget", 1000);
   budget.take(900, "weights");
-  CHECK_THROWS_WITH(budget.take(200, "the KV cache"),
-                    doctest::Contains("memory.gpu_budget: the KV cache needs 200 B, but only 100 B of 1000 B are left"));
+  CHECK_THROWS_WITH(
+      budget.take(200, "the KV cache"),
+      doctest::Contains("memory.gpu_budget: the KV cache needs 200 B, but only 100 B of 1000 B are left"));
   CHECK(budget.used_bytes() == 900);
   CHECK(budget.peak_bytes() == 900);
 }

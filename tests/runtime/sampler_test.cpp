@@ -92,10 +92,10 @@ TEST_CASE("samples follow the distribution that the definitions give") {
     std::optional<double> top_p;
     std::optional<double> min_p;
   };
-  const std::vector<Case> cases = {{1, {}, {}, {}},      {0.5, {}, {}, {}},    {2, 5, {}, {}},
-                                   {1, {}, 0.8, {}},     {1, {}, {}, 0.1},     {0.8, 10, 0.9, 0.05},
-                                   {1.5, 3, 0.5, {}},    {1, 1, {}, {}},       {1, 1000, 1.0, 0.0},
-                                   {1, {}, 1e-9, {}},    {1, {}, {}, 1.0},     {1, 7, {}, 0.3}};
+  const std::vector<Case> cases = {{1, {}, {}, {}},   {0.5, {}, {}, {}}, {2, 5, {}, {}},
+                                   {1, {}, 0.8, {}},  {1, {}, {}, 0.1},  {0.8, 10, 0.9, 0.05},
+                                   {1.5, 3, 0.5, {}}, {1, 1, {}, {}},    {1, 1000, 1.0, 0.0},
+                                   {1, {}, 1e-9, {}}, {1, {}, {}, 1.0},  {1, 7, {}, 0.3}};
   constexpr int kDraws = 20'000;
   for (size_t i = 0; i < cases.size(); ++i) {
     SamplingOptions options{cases[i].temperature, cases[i].top_k, cases[i].top_p, cases[i].min_p, 42 + i};
