@@ -7,29 +7,55 @@
 namespace lighter {
 namespace {
 
-// max|value| as the bits of a float, which order like the numbers and put infinity and NaN above them.
-int32_t magnitude_bits(const float* values, int64_t count) {
-  int32_t most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, std::bit_cast<int32_t>(values[i]) & 0x7FFFFFFF);
-  return most;
-}
+// Compiled twice: for baseline x86-64 (or any other processor) and for AVX2, without FMA, so that both round
+// alike.
+#if defined(__x86_64__)
+#define LIGHTER_AVX2 __attribute__((target("avx2")))
+#endif
+#define LIGHTER_INLINE inline __attribute__((always_inline))
 
 // Returns the scale.
-float quantize(const float* values, int64_t count, int8_t* q) {
-  const float most = std::bit_cast<float>(magnitude_bits(values, count));
+template <int count>
+LIGHTER_INLINE float quantize_group(const float* values, int8_t* q) {
+  // max|value| as the bits of a float, which order like the numbers and put infinity and NaN above them.
+  int32_t bits = 0;
+  for (int i = 0; i < count; ++i) bits = std::max(bits, std::bit_cast<int32_t>(values[i]) & 0x7FFFFFFF);
+  const float most = std::bit_cast<float>(bits);
   const bool finite = most <= std::numeric_limits<float>::max();
   const float scale = finite ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
   if (!finite || scale == 0) {
     std::fill_n(q, count, int8_t{0});
     return scale;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    // Clamped, because a subnormal scale can be much less than most / 127. Adding 1.5 * 2^23 rounds to
-    // nearest.
-    const float steps = std::min(127.0f, std::max(-127.0f, values[i] / scale));
-    q[i] = static_cast<int8_t>(std::bit_cast<int32_t>(steps + 12582912.0f) - 0x4B400000);
+  for (int i = 0; i < count; ++i) {
+    // Adding 1.5 * 2^23 rounds to nearest. Clamped, because a subnormal scale can be much less than most /
+    // 127.
+    constexpr int32_t zero = std::bit_cast<int32_t>(12582912.0f);
+    const int32_t steps = std::bit_cast<int32_t>(values[i] / scale + 12582912.0f) - zero;
+    q[i] = static_cast<int8_t>(std::min(127, std::max(-127, steps)));
   }
   return scale;
+}
+
+template <int count>
+LIGHTER_INLINE void quantize_groups(const float* values, int64_t groups, int8_t* q, float* scales) {
+  for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group<count>(values + g * count, q + g * count);
+}
+
+#if defined(__x86_64__)
+LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* values, int64_t groups, int8_t* q, float* scales) {
+  if (size == 128) return quantize_groups<128>(values, groups, q, scales);
+  quantize_groups<64>(values, groups, q, scales);
+}
+#endif
+
+// size: values a group, 128 or 64.
+void quantize(int64_t size, const float* values, int64_t groups, int8_t* q, float* scales) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return quantize_avx2(size, values, groups, q, scales);
+#endif
+  if (size == 128) return quantize_groups<128>(values, groups, q, scales);
+  quantize_groups<64>(values, groups, q, scales);
 }
 
 }  // namespace
@@ -50,38 +76,44 @@ void QuantizedActivations::assign(SliceEncoding encoding, const float* x, int64_
     grow(scaled_sums_, tokens * padded_groups());
   }
   for (int64_t token = 0; token < tokens; ++token) {
-    for (int64_t group = 0; group < groups_; ++group) assign_group(x + token * columns, token, group);
     float* scales = scales_.data() + token * (groups_ + kRepeat);
+    int8_t* values = values_.data() + token * columns;
+    quantize(group_size(encoding), x + token * columns, groups_, values, scales);
     for (int64_t i = 0; i < kRepeat; ++i) scales[groups_ + i] = scales[i];
-    if (encoding == SliceEncoding::int8) continue;
-    float* sums = scaled_sums_.data() + token * padded_groups();
-    std::fill(sums + groups_, sums + padded_groups(), 0.0f);
+    if (encoding == SliceEncoding::int8) {
+      correct_lanes(token);
+    } else {
+      interleave_pairs(token);
+    }
   }
 }
 
-void QuantizedActivations::assign_group(const float* x, int64_t token, int64_t group) {
-  const int64_t size = group_size(encoding_);
-  int8_t* values = values_.data() + token * columns_;
-  float& scale = scales_[token * (groups_ + kRepeat) + group];
-  if (encoding_ == SliceEncoding::int8) {
-    int8_t* q = values + group * size;
-    scale = quantize(x + group * size, size, q);
-    int32_t* corrections = corrections_.data() + (token * groups_ + group) * kLanes;
+void QuantizedActivations::correct_lanes(int64_t token) {
+  int32_t* corrections = corrections_.data() + token * groups_ * kLanes;
+  const int8_t* q = values(token);
+  for (int64_t group = 0; group < groups_; ++group, q += 128, corrections += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       int32_t sum = 0;
-      for (int64_t i = 0; i < 4; ++i) sum += q[4 * lane + i] + q[64 + 4 * lane + i];
+      for (int64_t i = 4 * lane; i < 4 * lane + 4; ++i) sum += q[i] + q[i + 64];
       corrections[lane] = -128 * sum;
     }
-    return;
   }
-  int8_t q[64];
-  scale = quantize(x + group * size, size, q);
-  int32_t sum = 0;
-  for (const int8_t value : q) sum += value;
-  int8_t* pair = values + group / 2 * 128 + group % 2 * 32;
-  std::copy_n(q, 32, pair);
-  std::copy_n(q + 32, 32, pair + 64);
-  scaled_sums_[token * padded_groups() + group] = scale * static_cast<float>(sum);
+}
+
+void QuantizedActivations::interleave_pairs(int64_t token) {
+  float* sums = scaled_sums_.data() + token * padded_groups();
+  int8_t* q = values_.data() + token * columns_;
+  const auto sum = [](const int8_t* group) {
+    int32_t total = 0;
+    for (int i = 0; i < 64; ++i) total += group[i];
+    return static_cast<float>(total);
+  };
+  for (int64_t group = 0; group < groups_; group += 2, q += 128) {
+    sums[group] = scales(token)[group] * sum(q);
+    sums[group + 1] = scales(token)[group + 1] * sum(q + 64);
+    std::swap_ranges(q + 32, q + 64, q + 64);
+  }
+  std::fill(sums + groups_, sums + padded_groups(), 0.0f);
 }
 
 }  // namespace lighter

@@ -44,7 +44,8 @@ class QuantizedActivations {
   const float* scaled_sums(int64_t token) const { return scaled_sums_.data() + token * padded_groups(); }
 
  private:
-  void assign_group(const float* x, int64_t token, int64_t group);
+  void correct_lanes(int64_t token);
+  void interleave_pairs(int64_t token);
 
   SliceEncoding encoding_ = SliceEncoding::int8;
   int64_t tokens_ = 0;

@@ -24,7 +24,8 @@ inline constexpr int64_t kRowBlock = 16;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
-inline constexpr int64_t kPrefetchBytes = 2048;  // ahead in the weights; lifts a stream from DRAM by a tenth
+inline constexpr int64_t kPrefetchBytes =
+    8192;  // ahead in the weights; of 1 to 8 KB the best on a Sapphire Rapids
 
 // Where the packed rows of one matrix begin.
 struct Matrix {

@@ -38,15 +38,22 @@ LIGHTER_AVX2 inline float reduce(const Lanes& lanes) {
   return _mm_cvtss_f32(_mm_add_ss(by2, _mm_movehdup_ps(by2)));
 }
 
-// factors[i] = a row's scale times the activations', [groups].
+// 8 halves, of which `count` are there; the others become 0. An odd count (only gate and up rows of int8 have
+// one, and other scales follow those) reads one more.
+LIGHTER_AVX2 inline __m256 load_halves(const uint16_t* from, int64_t count) {
+  static constexpr int32_t masks[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+  const int64_t words = std::clamp<int64_t>((count + 1) / 2, 0, 4);
+  const __m128i mask = _mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 4 - words));
+  return _mm256_cvtph_ps(_mm_maskload_epi32(reinterpret_cast<const int*>(from), mask));
+}
+
+// factors[i] = a row's scale times the activations', [groups]; writes up to 7 more.
 LIGHTER_AVX2 inline void multiply_scales(const uint16_t* scales, const float* activation_scales,
                                          int64_t groups, float* factors) {
-  int64_t g = 0;
-  for (; g + 8 <= groups; g += 8) {
-    const __m256 weight = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + g)));
+  for (int64_t g = 0; g < groups; g += 8) {
+    const __m256 weight = load_halves(scales + g, groups - g);
     _mm256_storeu_ps(factors + g, _mm256_mul_ps(weight, _mm256_loadu_ps(activation_scales + g)));
   }
-  for (; g < groups; ++g) factors[g] = _cvtsh_ss(scales[g]) * activation_scales[g];
 }
 
 LIGHTER_AVX2 inline float row_int8(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
@@ -54,7 +61,7 @@ LIGHTER_AVX2 inline float row_int8(const Matrix& matrix, const QuantizedActivati
   const int64_t groups = x.groups();
   const uint8_t* w = matrix.values + row * x.columns();
   const int8_t* a = x.values(token);
-  float factors[kMaxGroups8];
+  float factors[kMaxGroups8 + 8];
   multiply_scales(matrix.scales + row * groups, x.scales(token), groups, factors);
   Lanes sum{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; ++g, w += 128, a += 128) {
@@ -82,20 +89,12 @@ LIGHTER_AVX2 inline __m256i dot_nibbles(const uint8_t* w, const int8_t* a) {
   return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-// 8 minima, of which `count` are there.
-LIGHTER_AVX2 inline __m256 load_minimums(const uint16_t* from, int64_t count) {
-  if (count >= 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  alignas(16) uint16_t padded[8] = {};
-  if (count > 0) std::copy_n(from, count, padded);
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(padded)));
-}
-
 LIGHTER_AVX2 inline float row_int4(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
                                    int64_t token) {
   const int64_t groups = x.groups();
   const uint8_t* w = matrix.values + row * x.columns() / 2;
   const int8_t* a = x.values(token);
-  float factors[kMaxGroups4];
+  float factors[kMaxGroups4 + 8];
   multiply_scales(matrix.scales + row * groups, x.scales(token), groups, factors);
   Lanes sum{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; g += 2, w += 64, a += 128) {
@@ -107,10 +106,9 @@ LIGHTER_AVX2 inline float row_int4(const Matrix& matrix, const QuantizedActivati
   const float* sums = x.scaled_sums(token);
   Lanes least{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; g += 16) {
-    least.low =
-        _mm256_fmadd_ps(load_minimums(minimums + g, groups - g), _mm256_loadu_ps(sums + g), least.low);
-    least.high = _mm256_fmadd_ps(load_minimums(minimums + g + 8, groups - g - 8),
-                                 _mm256_loadu_ps(sums + g + 8), least.high);
+    least.low = _mm256_fmadd_ps(load_halves(minimums + g, groups - g), _mm256_loadu_ps(sums + g), least.low);
+    least.high = _mm256_fmadd_ps(load_halves(minimums + g + 8, groups - g - 8), _mm256_loadu_ps(sums + g + 8),
+                                 least.high);
   }
   return reduce({_mm256_add_ps(sum.low, least.low), _mm256_add_ps(sum.high, least.high)});
 }

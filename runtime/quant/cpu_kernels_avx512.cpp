@@ -31,11 +31,15 @@ struct Block {
 // factors of one token for the 16 rows, whose scales follow each other.
 LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, const float* activation_scales,
                                            int64_t groups, float* factors) {
+  const int64_t step = 16 % groups;
   int64_t from = 0;  // of the period
   for (int64_t i = 0; i < groups; ++i) {
     const __m512 weight = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales) + i));
     _mm512_store_ps(factors + 16 * i, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + from)));
-    from = (from + 16) % groups;
+    _mm_prefetch(reinterpret_cast<const char*>(scales + 16 * (groups + i)),
+                 _MM_HINT_T0);  // of the next block
+    from += step;
+    if (from >= groups) from -= groups;
   }
 }
 
@@ -47,7 +51,9 @@ LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
   const int64_t groups = block.groups;
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
   __m512 sums[rows][tokens];
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) sums[r][t] = _mm512_setzero_ps();
   }
   for (int64_t g = 0; g < groups; ++g) {
@@ -69,7 +75,9 @@ LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
       }
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) block.sums[t][row + r] = sums[r][t];
   }
 }
@@ -83,7 +91,9 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
   const __m512i nibble = _mm512_set1_epi8(15);
   const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
   __m512 sums[rows][tokens];
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) sums[r][t] = _mm512_setzero_ps();
   }
   for (int64_t g = 0; g < groups; g += 2) {
@@ -106,7 +116,9 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
       }
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) block.sums[t][row + r] = sums[r][t];
   }
 }
@@ -115,6 +127,8 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
 LIGHTER_AVX512 inline void add_minimums(const uint16_t* minimums, const float* scaled_sums, int64_t groups,
                                         __m512* sums) {
   for (int64_t row = 0; row < kRowBlock; ++row, minimums += groups) {
+    _mm_prefetch(reinterpret_cast<const char*>(minimums + kRowBlock * groups),
+                 _MM_HINT_T0);  // of the next block
     __m512 least = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g += 16) {
       const auto mask = static_cast<__mmask16>(0xFFFFu >> std::max<int64_t>(0, 16 - (groups - g)));

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kRowsAtOnce =
     64;  // of a matrix: their results for some tokens stay in the first-level cache
-constexpr int64_t kMostTokens = 16;  // the stack holds results of as many; more tokens are taken in turns
+constexpr int64_t kMostTokens = CpuSliceKernel::kMostTokens;  // the stack holds results of as many
 
 cpu_kernels::Kernels kernels_of(CpuPath path) {
 #if defined(__x86_64__)
@@ -36,6 +36,12 @@ cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which
 
 float silu(float value) {
   return value / (1.0f + std::exp(-value));
+}
+
+void check_tokens(int64_t tokens) {
+  if (tokens <= kMostTokens) return;
+  throw CapacityError("a step of the CPU's slice kernel takes at most " + std::to_string(kMostTokens) +
+                      " tokens, not " + std::to_string(tokens) + "; give them in turns");
 }
 
 // Calls body(begin, end) for ranges of [0, rows).
@@ -100,11 +106,13 @@ void CpuSliceKernel::accumulate(const std::byte* slice, const float* x, int64_t 
 }
 
 void CpuSliceKernel::quantize_input(const float* x, int64_t tokens, QuantizedActivations& input) const {
+  check_tokens(tokens);
   input.assign(layout_.encoding, x, tokens, layout_.hidden);
 }
 
 void CpuSliceKernel::quantize_hidden(const float* values, int64_t tokens,
                                      QuantizedActivations& hidden) const {
+  check_tokens(tokens);
   hidden.assign(layout_.encoding, values, tokens, layout_.width);
 }
 

@@ -40,6 +40,7 @@ enum class CpuThreads { calling, tbb };
 class CpuSliceKernel {
  public:
   static constexpr int64_t kRowBlock = cpu_kernels::kRowBlock;
+  static constexpr int64_t kMostTokens = 16;  // in one of the steps below; accumulate() takes more in turns
 
   // Throws ConfigError like packed_slice_layout. Without a path, the fastest that this processor has; a path
   // that it lacks is a ConfigError.
@@ -55,7 +56,7 @@ class CpuSliceKernel {
   // The same in steps, for an executor that spreads rows of many slices over workers of its own:
   //   quantize_input → gate_up of all rows → quantize_hidden → down of all rows
   // Row ranges begin and end at multiples of kRowBlock. Calls on disjoint ranges may run at once. The input's
-  // quantization serves all slices that the tokens need.
+  // quantization serves all slices that the tokens need. More than kMostTokens tokens are a CapacityError.
   void quantize_input(const float* x, int64_t tokens, QuantizedActivations& input) const;
   // values [tokens, width], columns [begin, end) = silu(gate · x) * (up · x).
   void gate_up(const std::byte* slice, const QuantizedActivations& input, int64_t begin, int64_t end,
