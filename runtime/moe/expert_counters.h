@@ -13,7 +13,7 @@ struct ExpertCounters {
   uint64_t evictions = 0;
   uint64_t demand_bytes = 0;           // copied because a layer needed them
   uint64_t prefetch_bytes = 0;         // copied on a guess
-  uint64_t prefetch_wasted_bytes = 0;  // of these, for slices that were not needed
+  uint64_t prefetch_wasted_bytes = 0;  // copied ahead, on a guess or while streaming, and not needed
   uint64_t demand_busy_bytes = 0;      // copied in demand_busy_s
   double demand_busy_s = 0;            // with a demand copy outstanding
   double stall_s = 0;                  // the compute stream waited for slices
