@@ -65,8 +65,8 @@ uint64_t LoadedWeights::device_bytes(const ModelSpec& spec, DType dtype) {
 uint64_t LoadedWeights::host_bytes(const ModelSpec& spec, DType dtype) {
   return sum_bytes(spec, dtype, true);
 }
-uint64_t LoadedWeights::staging_bytes(const Device& device) {
-  return device.is_cuda() ? kStagingBytes : 0;
+uint64_t LoadedWeights::staging_bytes(bool cuda) {
+  return cuda ? kStagingBytes : 0;
 }
 
 LoadedWeights::LoadedWeights(Device& device, const ModelSpec& spec, const TensorSource& source, DType dtype,

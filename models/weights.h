@@ -80,7 +80,7 @@ class LoadedWeights {
   // What the constructor takes, in bytes, each weight aligned.
   static uint64_t device_bytes(const ModelSpec& spec, DType dtype);
   static uint64_t host_bytes(const ModelSpec& spec, DType dtype);
-  static uint64_t staging_bytes(const Device& device);
+  static uint64_t staging_bytes(bool cuda);  // host, while loading
 
  private:
   Buffer on_device_;

@@ -19,8 +19,7 @@ namespace {
 
 // The CUDA context, kernels that libraries load, and what the driver keeps: measured below 0.8 GiB on Hopper.
 constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
-// cudaMemcpy needs no staging on the CPU; see LoadedWeights.
-constexpr uint64_t kCudaLoadStaging = uint64_t{64} << 20;
+// For the unquantized experts that loaders hold, all together.
 constexpr uint64_t kQuantizingScratch = uint64_t{1} << 30;
 
 models::ModelSpec spec_of(const ModelConfig& config) {
@@ -115,7 +114,7 @@ std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Con
     lines.push_back(line);
   }
   const uint64_t aligned = models::LoadedWeights::device_bytes(model.spec, config.model.dtype);
-  if (aligned > listed_device) lines.push_back({"alignment", aligned - listed_device, 0});
+  lines.push_back({"alignment", aligned - listed_device, 0});
   lines.push_back({"KV cache", model.kv.bytes(), 0});
   lines.push_back({"workspace", model.workspace_bytes, 0});
   if (model.reserve_bytes > 0) lines.push_back({"reserve (CUDA context)", model.reserve_bytes, 0});
@@ -152,7 +151,7 @@ PreparedModel prepare(const Config& config) {
   request.device_budget_bytes = config.memory.gpu_budget_bytes;
   request.host_budget_bytes = config.memory.host_budget_bytes;
   request.fixed = fixed_lines(model, config);
-  request.load_staging_bytes = cuda ? kCudaLoadStaging : 0;
+  request.load_staging_bytes = models::LoadedWeights::staging_bytes(cuda);
   if (model.spec.moe_layers() > 0) {
     request.grid = {model.spec.moe_layers(), model.spec.experts,
                     static_cast<int>(model.spec.expert_ffn / model.slice_width), model.slice_bytes};

@@ -1,6 +1,3 @@
-#include <ATen/ops/empty.h>
-
-#include "runtime/error.h"
 #include "runtime/moe/quantized_cuda.h"
 #include "runtime/moe/slice_format.h"
 #include "runtime/quant/cpu_slice.h"
