@@ -1,0 +1,209 @@
+// CUDA kernels of one decode step: one new token of one sequence, everything between the embedding
+// and the next token's id but the attention itself (decode_attention.h). They are made to be captured into a
+// graph: what changes from step to step is read from device memory.
+//
+// Matrices are packed as runtime/quant/packed_slice.h says, or plain bf16 [rows, columns]. The residual stream
+// and all sums are fp32. Weights are read ahead, before the kernel that makes their input has ended, so weights
+// must be in place before the graph runs.
+//
+// All functions enqueue on `stream` (a cudaStream_t) of the current device and return at once. They keep no
+// state; buffers belong to the caller. Addresses are multiples of 16. Compute capability 9.0 or newer. Throws
+// ConfigError for shapes outside the limits, DeviceError if a launch fails.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace lighter::kernels {
+
+enum class WeightFormat { bf16, int8, int4 };
+
+constexpr int kMostDecodeTokens = 1;
+constexpr int kMostDecodeExperts = 128;
+
+// Null if a decode step of these sizes can be computed here, else why not. columns: of any matrix.
+std::string why_not_decodable(WeightFormat format, int64_t columns);
+
+// x * rsqrt(mean(x^2) + eps) * weight. residual: fp32 [tokens, columns]; weight: bf16 [columns].
+struct NormedInput {
+  const float* residual = nullptr;
+  const void* weight = nullptr;
+  float eps = 0;
+};
+
+// y = matrix * x. One of normed, x and x_bf16 is the input.
+struct DecodeLinear {
+  WeightFormat format = WeightFormat::bf16;
+  int tokens = 1;
+  int64_t rows = 0, columns = 0;
+  const std::byte *weights = nullptr, *scales = nullptr, *minimums = nullptr;
+  NormedInput normed;              // of columns values
+  const float* x = nullptr;        // [tokens, columns]
+  const void* x_bf16 = nullptr;    // likewise; only for bf16 weights
+  float* out = nullptr;            // [tokens, rows]
+  bool add = false;                // out += y
+  unsigned long long* best = nullptr;  // [tokens]: the largest of better_of() below, or null
+};
+void decode_linear(const DecodeLinear& linear, void* stream);
+
+// A slice to compute, in a list in device memory.
+struct SliceJob {
+  const std::byte* slice = nullptr;  // in device memory, or mapped host memory
+  int expert = 0;
+  int position = 0;  // among the routed slices of the step: by expert, then slice
+};
+struct JobList {
+  int jobs = 0;
+  int groups = 0;  // of columns, all jobs together; only the last job may have fewer than width / group
+  int unused[2] = {};
+  SliceJob entries[1];  // as many as the list was made for
+
+  static constexpr uint64_t bytes(int entries) { return 16 + static_cast<uint64_t>(entries) * sizeof(SliceJob); }
+};
+
+// The hidden activations between the two halves of the experts: [jobs, tokens, width].
+// Quantized group by group, by whichever block finishes a group.
+struct HiddenActivations {
+  void* values = nullptr;       // int8, or bf16 for bf16 weights
+  float* scales = nullptr;      // [jobs, tokens, width / group]
+  float* sums = nullptr;        // likewise, int4
+  float* unquantized = nullptr; // [jobs, tokens, width]; not for bf16
+  unsigned* finished = nullptr; // [jobs * width / group], 0 before the first launch; not for bf16
+};
+
+enum class RouterScore { sigmoid, softmax_normalised };
+
+// What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be step.
+struct MissPostTarget {
+  float* x = nullptr;        // [tokens, hidden], normed
+  int* experts = nullptr;    // [tokens, k]
+  float* weights = nullptr;  // [tokens, k]
+  unsigned* posted = nullptr;
+};
+
+// Chooses each token's experts and sorts the chosen experts' slices by where they are. Runs as one block.
+struct DecodeRouter {
+  int experts = 0, k = 0, tokens = 1, slices = 0;  // slices: of an expert
+  int64_t hidden = 0;
+  RouterScore score = RouterScore::sigmoid;
+  const void* weight = nullptr;        // bf16 [experts, hidden]
+  const int* forced = nullptr;         // [tokens, k]: chosen already, or null
+  NormedInput input;
+  const std::byte* const* device_table = nullptr;  // [experts * slices]: null where not resident
+  const std::byte* const* host_table = nullptr;    // likewise, mapped host addresses; null: all are resident
+  int groups_per_slice = 0;
+  // Of 65536: the share of the missed groups that the GPU computes from host memory; the CPU has the others.
+  const unsigned* zero_copy_share = nullptr;
+  // Or, if not null: missed slices will be brought here, one after the other, before `fetched` is computed.
+  const std::byte* fetch_slots = nullptr;
+  uint64_t slice_bytes = 0;
+  JobList *resident = nullptr, *zero_copy = nullptr, *fetched = nullptr;
+  int* chosen = nullptr;     // [tokens, k], by rank
+  float* weights = nullptr;  // [tokens, experts]: 0 where not chosen
+  unsigned char* computed = nullptr;  // by position: 1 if the GPU computes (a part of) it
+  int* positions = nullptr;           // one: how many routed slices the step has
+  MissPostTarget post;                // posted null: nothing is posted
+  const unsigned* step = nullptr;
+};
+void decode_router(const DecodeRouter& router, void* stream);
+
+// Missed groups that the GPU reads from host memory; the CPU's executor counts with the same function.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+constexpr int zero_copy_groups(int missed_groups, unsigned share) {
+  return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
+}
+
+// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's.
+struct DecodeGateUp {
+  WeightFormat format = WeightFormat::int8;
+  int tokens = 1;
+  int64_t hidden = 0, width = 0;  // width: of a slice
+  NormedInput input;
+  const std::byte* fixed = nullptr;  // slices that every token passes, one after the other
+  int fixed_jobs = 0;
+  const JobList* list = nullptr;
+  const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the list's jobs, or null
+  int experts = 0;
+  HiddenActivations out;
+  int blocks = 0;  // 0: one for each multiprocessor
+  // Routing in the same launch, by a block of its own; `list` is then read once ready has become step.
+  const DecodeRouter* router = nullptr;
+  unsigned* ready = nullptr;
+};
+void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
+
+// fixed: sum over the fixed jobs of down * hidden; routed: of the list's, in their order, each times the token's
+// weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart.
+struct DecodeDown {
+  WeightFormat format = WeightFormat::int8;
+  int tokens = 1;
+  int64_t hidden = 0, width = 0;
+  const std::byte* fixed = nullptr;
+  int fixed_jobs = 0;
+  const JobList* list = nullptr;
+  int most_list_jobs = 0;
+  const float* output_weights = nullptr;  // [tokens, experts]
+  int experts = 0;
+  HiddenActivations hidden_activations;
+  int blocks = 0;                   // 0: one for each multiprocessor
+  float* residual = nullptr;        // [tokens, hidden]
+  float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
+  float* partials = nullptr;        // [positions, tokens, hidden]; likewise
+};
+void decode_down(const DecodeDown& down, void* stream);
+
+// residual += fixed + the sum of the computed partials by position + what the CPU made.
+struct DecodeCombine {
+  int tokens = 1;
+  int64_t hidden = 0;
+  const float *fixed_sum = nullptr, *partials = nullptr;
+  const unsigned char* computed = nullptr;
+  const int* positions = nullptr;
+  const float* from_cpu = nullptr;  // [tokens, hidden], mapped host memory, or null
+  const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
+  const unsigned* step = nullptr;
+  unsigned* error = nullptr;         // set to 1 + layer when cpu_done does not come in time
+  int layer = 0;
+  float* residual = nullptr;
+};
+void decode_combine(const DecodeCombine& combine, void* stream);
+
+// Waits until *flag (device or mapped memory) is step; sets error to 1 + layer after the time-out.
+void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream);
+constexpr unsigned kWaitLimitMs = 500;
+
+// What a step is told, in mapped host memory, and its copy in device memory, where the kernels read it.
+struct StepInput {
+  unsigned step = 0;
+  unsigned zero_copy_share = 0;
+  int tokens[kMostDecodeTokens] = {};
+  int positions[kMostDecodeTokens] = {};
+};
+struct DecodeBegin {
+  const StepInput* input = nullptr;  // mapped host memory
+  StepInput* state = nullptr;        // device
+  int tokens = 1;
+  int64_t hidden = 0;
+  const void* embedding = nullptr;   // bf16 [vocab, hidden], device or mapped host memory
+  float* residual = nullptr;
+  const int* tables_from = nullptr;  // block tables and forced experts: mapped
+  int* tables_to = nullptr;          // device
+  int table_entries = 0;
+  unsigned long long* best = nullptr;  // [tokens], set to 0
+  unsigned* error = nullptr;           // set to 0
+};
+void decode_begin(const DecodeBegin& begin, void* stream);
+
+// Writes the chosen ids and the error, for the host, in mapped memory.
+struct StepOutput {
+  int ids[kMostDecodeTokens] = {};
+  unsigned error = 0;
+  unsigned step = 0;
+};
+void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state, StepOutput* out,
+                int tokens, void* stream);
+
+}  // namespace lighter::kernels

@@ -1,0 +1,468 @@
+// The experts' two halves. gate_up: a block has some consecutive pairs of gate and up rows of the fixed slices
+// and some of the list's, a warp takes every kStreamWarps-th. down: a block has some output rows of all slices
+// and adds up the slices in their order.
+#include <algorithm>
+
+#include "runtime/kernels/decode_router.cuh"
+#include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/launch.cuh"
+
+namespace lighter::kernels {
+namespace {
+
+constexpr int64_t kMostSharedBytes = 111 * 1024;  // so that the next kernel's blocks fit beside this one's
+constexpr int kThreads = kStreamWarps * 32;
+
+// Byte offsets in a slice; matrices: 0 gate, 1 up, 2 down.
+template <WeightFormat F>
+struct SliceLayout {
+  int64_t values;  // bytes of one matrix
+  int64_t sides;   // bytes of its scales
+
+  __host__ __device__ SliceLayout(int64_t hidden, int64_t width)
+      : values(Format<F>::bytes(hidden * width)), sides(side_bytes<F>(hidden * width)) {}
+  __host__ __device__ int64_t matrix(int which) const { return which * values; }
+  __host__ __device__ int64_t scales(int which) const { return 3 * values + which * sides; }
+  __host__ __device__ int64_t minimums(int which) const { return 3 * values + (3 + which) * sides; }
+  __host__ __device__ int64_t bytes() const { return 3 * (values + sides * (Format<F>::minimums ? 2 : 1)); }
+};
+
+__device__ inline unsigned load_acquire(const unsigned* at) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+
+// Lists are written while the kernel runs, so they are read past the first-level cache.
+__device__ inline const std::byte* slice_at(const SliceJob& job) {
+  return reinterpret_cast<const std::byte*>(__ldcg(reinterpret_cast<const unsigned long long*>(&job.slice)));
+}
+
+struct Range {
+  int begin, end;
+};
+
+// Block `block`'s part of `count` things, multiples of `unit` but for the end.
+__device__ inline Range part_of(int count, int block, int blocks) {
+  return {static_cast<int>(static_cast<int64_t>(count) * block / blocks),
+          static_cast<int>(static_cast<int64_t>(count) * (block + 1) / blocks)};
+}
+
+struct GateUp {
+  RowShape row;
+  StreamShape stream;
+  NormedInput input;
+  int width, groups_per_slice;
+  const std::byte* fixed;
+  int fixed_jobs;
+  const JobList* list;
+  const float* input_weights;
+  int experts;
+  HiddenActivations out;
+  const unsigned* ready;
+  const unsigned* step;
+};
+
+// Quantizes the groups that this block's results have completed. ranges: pairs; jobs: the first job of each.
+template <WeightFormat F, int B>
+__device__ void finish_groups(const GateUp& a, const Range (&ranges)[2], unsigned char* last) {
+  constexpr int group = Format<F>::group;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int first_group[2], groups[2];
+  for (int part = 0; part < 2; ++part) {
+    const Range r = ranges[part];
+    first_group[part] = r.begin / group;
+    groups[part] = r.begin < r.end ? (r.end - 1) / group - r.begin / group + 1 : 0;
+  }
+  const int count = groups[0] + groups[1];
+  const auto group_of = [&](int i) {  // number through all jobs, fixed ones first
+    return i < groups[0] ? first_group[0] + i
+                         : a.fixed_jobs * a.groups_per_slice + first_group[1] + i - groups[0];
+  };
+  __threadfence();
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const int part = i < groups[0] ? 0 : 1;
+    const int begin = (first_group[part] + i - (part == 0 ? 0 : groups[0])) * group;
+    const int mine = min(ranges[part].end, begin + group) - max(ranges[part].begin, begin);
+    unsigned* const counter = a.out.finished + group_of(i);
+    const bool done = atomicAdd(counter, mine) + mine == group;
+    if (done) *counter = 0;
+    last[i] = done;
+  }
+  __syncthreads();
+  constexpr int lanes = group / 4;  // of a group
+  for (int i = warp; i < count * B; i += kStreamWarps) {
+    if (!last[i / B]) continue;
+    __threadfence();
+    const int number = group_of(i / B);
+    const int64_t to = (static_cast<int64_t>(number / a.groups_per_slice) * B + i % B) * a.width +
+                       number % a.groups_per_slice * group;
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(a.out.unquantized + to) + lane % lanes);
+    float scale, sum;
+    const uint32_t q = quantize4<group>(v, lane, scale, sum);
+    if (lane < lanes) reinterpret_cast<uint32_t*>(static_cast<std::byte*>(a.out.values) + to)[lane] = q;
+    if (lane == 0) {
+      a.out.scales[to / group] = scale;
+      if constexpr (Format<F>::minimums) a.out.sums[to / group] = sum;
+    }
+  }
+}
+
+template <WeightFormat F, int B>
+__device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int blocks) {
+  constexpr int group = Format<F>::group;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  WarpStream stream(shared, a.stream, warp, lane);
+  std::byte* const x_memory = shared + a.stream.bytes();
+  const SharedX x = shared_x<F>(x_memory, a.row.columns, B);
+  float* const scratch = reinterpret_cast<float*>(x_memory + x_bytes<F>(a.row.columns, B));
+  const SliceLayout<F> layout(a.row.columns, a.width);
+  const int64_t row_bytes = static_cast<int64_t>(a.row.segment_bytes) * a.row.segments;
+
+  const Range fixed = part_of(a.fixed_jobs * a.width, block, blocks);
+  Range listed{0, 0};
+  bool list_known = false;
+  const auto await_list = [&] {
+    if (list_known) return;
+    list_known = true;
+    if (a.list == nullptr) return;
+    if (a.ready != nullptr) {
+      while (load_acquire(a.ready) != *a.step) __nanosleep(40);
+    }
+    listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
+  };
+
+  // Of the issuing lane: the row to come. It is in the fixed slices first, then in the list's.
+  int ahead = fixed.begin + warp, ahead_matrix = 0, ahead_segment = 0, ahead_job = -1, in_flight = 0;
+  bool ahead_in_list = false;
+  const std::byte* ahead_slice = nullptr;
+  const auto issue = [&](bool may_wait) {
+    if (!ahead_in_list && ahead >= fixed.end) {
+      if (!may_wait) return false;
+      await_list();
+      ahead_in_list = true;
+      ahead = listed.begin + warp;
+      ahead_job = -1;
+    }
+    if (ahead_in_list && ahead >= listed.end) return false;
+    const int job = ahead / a.width, in_slice = ahead % a.width;
+    if (job != ahead_job) {
+      ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
+      ahead_job = job;
+    }
+    const std::byte* const from =
+        ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes + ahead_segment * a.row.segment_bytes;
+    const int64_t side = static_cast<int64_t>(in_slice) * a.row.side;
+    const bool sides = Format<F>::quantized && ahead_segment == 0;
+    stream.issue(from, a.row.segment_bytes, sides ? ahead_slice + layout.scales(ahead_matrix) + side : nullptr,
+                 sides && Format<F>::minimums ? ahead_slice + layout.minimums(ahead_matrix) + side : nullptr,
+                 a.row.side);
+    ++in_flight;
+    if (++ahead_segment == a.row.segments) {
+      ahead_segment = 0;
+      ahead_matrix ^= 1;
+      if (ahead_matrix == 0) ahead += kStreamWarps;
+    }
+    return true;
+  };
+  const auto fill = [&](bool may_wait) {
+    while (in_flight < a.stream.stages && issue(may_wait)) {
+    }
+  };
+  if (lane == 0) fill(false);
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  load_normed_x<F, B>(x, a.input, scratch, a.row.columns, warp, lane);
+  const auto refill = [&] {
+    if (lane != 0) return;
+    --in_flight;
+    fill(true);
+  };
+
+  for (int part = 0; part < 2; ++part) {
+    if (part == 1) {
+      if (lane == 0) {
+        await_list();
+        fill(true);
+      }
+      __syncwarp();
+      listed.begin = __shfl_sync(~0u, listed.begin, 0);
+      listed.end = __shfl_sync(~0u, listed.end, 0);
+    }
+    const Range pairs = part == 0 ? fixed : listed;
+    for (int pair = pairs.begin + warp; pair < pairs.end; pair += kStreamWarps) {
+      const int job = pair / a.width;
+      float weight = 1;
+      if (part == 1 && a.input_weights != nullptr && lane < B) {
+        weight = __ldcg(a.input_weights + lane * a.experts + __ldcg(&a.list->entries[job].expert));
+      }
+      float gate[B], up[B];
+      dot_row<F, B>(stream, a.row, x, lane, gate, refill);
+      dot_row<F, B>(stream, a.row, x, lane, up, refill);
+      const int64_t to = static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        if (lane != b) continue;
+        const float g = gate[b] * weight;
+        const float value = g / (1.0f + expf(-g)) * (up[b] * weight);
+        if constexpr (Format<F>::quantized) {
+          a.out.unquantized[to + b * a.width] = value;
+        } else {
+          static_cast<__nv_bfloat16*>(a.out.values)[to + b * a.width] = __float2bfloat16_rn(value);
+        }
+      }
+    }
+  }
+  if constexpr (Format<F>::quantized) {
+    const Range ranges[2] = {fixed, listed};
+    finish_groups<F, B>(a, ranges, reinterpret_cast<unsigned char*>(x_memory));
+  }
+}
+
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_constant__ GateUp a) {
+  extern __shared__ __align__(128) std::byte shared[];
+  gate_up_block<F, B>(a, shared, blockIdx.x, gridDim.x);
+}
+
+// Block 0 routes; the others begin with the fixed slices, for which routing does not matter.
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kThreads, 2)
+    routed_gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ DecodeRouter router,
+                          unsigned* ready) {
+  extern __shared__ __align__(128) std::byte shared[];
+  if (blockIdx.x > 0) {
+    gate_up_block<F, B>(a, shared, blockIdx.x - 1, gridDim.x - 1);
+    return;
+  }
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  route_by_block(router, shared);
+  if (threadIdx.x == 0) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(*router.step) : "memory");
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) router_kernel(const __grid_constant__ DecodeRouter router) {
+  extern __shared__ __align__(128) std::byte shared[];
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  route_by_block(router, shared);
+}
+
+template <WeightFormat F, int B>
+void run_gate_up(const DecodeGateUp& g, void* stream) {
+  GateUp a{};
+  a.row = row_shape<F>(g.hidden);
+  a.input = g.input;
+  a.width = static_cast<int>(g.width);
+  a.groups_per_slice = a.width / Format<F>::group;
+  a.fixed = g.fixed;
+  a.fixed_jobs = g.fixed_jobs;
+  a.list = g.list;
+  a.input_weights = g.input_weights;
+  a.experts = g.experts;
+  a.out = g.out;
+  a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
+  const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest, kMostSharedBytes);
+  const int64_t bytes = a.stream.bytes() + rest;
+  if (g.router == nullptr) {
+    launch(gate_up_kernel<F, B>, dim3(g.blocks > 0 ? g.blocks : processors()), kThreads, bytes, stream, "gate and up", a);
+    return;
+  }
+  a.ready = g.ready;
+  a.step = g.router->step;
+  launch(routed_gate_up_kernel<F, B>, dim3(processors()), kThreads,
+         std::max(bytes, router_bytes(g.hidden, B)), stream, "gate and up with routing", a, *g.router, g.ready);
+}
+
+struct Down {
+  StreamShape stream;
+  int hidden, width, rows, row_bytes;  // rows: of a unit
+  const std::byte* fixed;
+  int fixed_jobs;
+  const JobList* list;
+  const float* output_weights;
+  int experts;
+  HiddenActivations hidden_activations;
+  float *residual, *fixed_sum, *partials;
+  int most_jobs, most_rows;
+};
+
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant__ Down a) {
+  constexpr int group = Format<F>::group;
+  extern __shared__ __align__(128) std::byte shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  WarpStream stream(shared, a.stream, warp, lane);
+  const int values_bytes = Format<F>::quantized ? a.width : 2 * a.width;  // of a token's hidden activations
+  const int groups = a.width / group;
+  std::byte* const x_q = shared + a.stream.bytes();  // [jobs, B, width]
+  float* const x_scales = reinterpret_cast<float*>(x_q + a.most_jobs * B * values_bytes);
+  float* const x_sums = x_scales + (Format<F>::quantized ? a.most_jobs * B * groups : 0);
+  float* const parts = x_sums + (Format<F>::minimums ? a.most_jobs * B * groups : 0);  // [jobs, rows, B]
+  const SliceLayout<F> layout(a.hidden, a.width);
+
+  const Range chunk_range = part_of(a.hidden / a.rows, blockIdx.x, gridDim.x);
+  const int first_row = chunk_range.begin * a.rows, chunks = chunk_range.end - chunk_range.begin;
+  const int my_rows = chunks * a.rows;
+  const int row_side = static_cast<int>(side_bytes<F>(a.width));
+  int jobs = a.fixed_jobs, partial_groups = groups;  // partial_groups: of the last job
+
+  int ahead = warp, in_flight = 0;  // unit: job * chunks + chunk
+  const auto fill = [&] {
+    for (; in_flight < a.stream.stages && ahead < jobs * chunks; ahead += kStreamWarps, ++in_flight) {
+      const int job = ahead / chunks, row = first_row + ahead % chunks * a.rows;
+      const std::byte* const slice = job < a.fixed_jobs ? a.fixed + job * layout.bytes()
+                                                        : slice_at(a.list->entries[job - a.fixed_jobs]);
+      const std::byte* const from = slice + layout.matrix(2) + static_cast<int64_t>(row) * a.row_bytes;
+      const std::byte* const scales = Format<F>::quantized ? slice + layout.scales(2) + row * row_side : nullptr;
+      const std::byte* const minimums = Format<F>::minimums ? slice + layout.minimums(2) + row * row_side : nullptr;
+      if (job == jobs - 1 && partial_groups < groups) {
+        const auto bytes = static_cast<uint32_t>(Format<F>::bytes(partial_groups * group));
+        stream.issue_rows(from, a.rows, bytes, a.row_bytes, scales, minimums, a.rows * row_side);
+      } else {
+        stream.issue(from, a.rows * a.row_bytes, scales, minimums, a.rows * row_side);
+      }
+    }
+  };
+  if (lane == 0) fill();
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  if (a.list != nullptr) {
+    jobs += __ldcg(&a.list->jobs);
+    partial_groups = __ldcg(&a.list->groups) - (jobs - a.fixed_jobs - 1) * groups;
+    if (jobs == a.fixed_jobs) partial_groups = groups;
+  }
+  if (lane == 0) fill();
+  const HiddenActivations& h = a.hidden_activations;
+  for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
+    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(h.values) + i);
+    int to = i * 16;
+    if (F == WeightFormat::int4) {
+      const int token = to / a.width, value = to % a.width;
+      to = token * a.width + place_of<F>(value, a.width);
+    }
+    *reinterpret_cast<uint4*>(x_q + to) = v;
+  }
+  if constexpr (Format<F>::quantized) {
+    for (int i = threadIdx.x; i < jobs * B * groups; i += kThreads) {
+      x_scales[i] = __ldcg(h.scales + i);
+      if constexpr (Format<F>::minimums) x_sums[i] = __ldcg(h.sums + i);
+    }
+  }
+  __syncthreads();
+
+  const int row_pieces = a.row_bytes / 16, pieces = a.rows * row_pieces;
+  const int lanes = min(row_pieces, 32);  // that share a row
+  for (int unit = warp; unit < jobs * chunks; unit += kStreamWarps) {
+    const int job = unit / chunks, chunk = unit % chunks;
+    const int valid = (job == jobs - 1 ? partial_groups : groups) * group / Format<F>::piece_values;
+    const SharedX x = {x_q + job * B * values_bytes, x_scales + job * B * groups, x_sums + job * B * groups};
+    const std::byte* const weights = stream.wait();
+    const std::byte* const sides = stream.side();
+    float sum[B] = {};
+    for (int i = lane; i < pieces; i += 32) {
+      const int row = i / row_pieces, piece = i % row_pieces;
+      if (piece < valid) {
+        const std::byte* const scales = sides + row * row_side;
+        dot_piece<F, B>(*reinterpret_cast<const uint4*>(weights + i * 16), scales, scales + a.rows * row_side, x,
+                        a.width, piece, sum);
+      }
+      if ((i - lane + 32) % row_pieces == 0 || row_pieces < 32) {  // the row is complete
+#pragma unroll
+        for (int b = 0; b < B; ++b) {
+          for (int step = lanes / 2; step > 0; step /= 2) sum[b] += __shfl_xor_sync(~0u, sum[b], step);
+          if (lane % lanes == 0) parts[(job * my_rows + chunk * a.rows + row) * B + b] = sum[b];
+          sum[b] = 0;
+        }
+      }
+    }
+    stream.pass();
+    if (Format<F>::quantized) stream.next_side();
+    if (lane == 0) {
+      --in_flight;
+      fill();
+    }
+  }
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < my_rows * B; i += kThreads) {
+    const int row = i / B, token = i % B;
+    const int64_t at = static_cast<int64_t>(token) * a.hidden + first_row + row;
+    float fixed = 0, routed = 0;
+#pragma unroll 8
+    for (int job = 0; job < a.fixed_jobs; ++job) fixed = __fadd_rn(fixed, parts[job * my_rows * B + i]);
+    for (int job = a.fixed_jobs; job < jobs; ++job) {
+      const SliceJob* const entry = &a.list->entries[job - a.fixed_jobs];
+      float value = parts[job * my_rows * B + i];
+      if (a.output_weights != nullptr) {
+        value = __fmul_rn(value, __ldcg(a.output_weights + token * a.experts + __ldcg(&entry->expert)));
+      }
+      if (a.partials != nullptr) {
+        a.partials[static_cast<int64_t>(__ldcg(&entry->position)) * B * a.hidden + at] = value;
+      } else {
+        routed = __fadd_rn(routed, value);
+      }
+    }
+    if (a.partials == nullptr) {
+      a.residual[at] = __fadd_rn(a.residual[at], __fadd_rn(fixed, routed));
+    } else if (a.fixed_sum != nullptr) {
+      a.fixed_sum[at] = fixed;
+    }
+  }
+}
+
+template <WeightFormat F, int B>
+void run_down(const DecodeDown& d, void* stream) {
+  Down a{};
+  a.hidden = static_cast<int>(d.hidden);
+  a.width = static_cast<int>(d.width);
+  a.row_bytes = static_cast<int>(Format<F>::bytes(d.width));
+  const int row_side = static_cast<int>(side_bytes<F>(d.width));
+  a.rows = 8;
+  while (a.rows * a.row_bytes > kStageBytes) a.rows /= 2;
+  if (a.rows == 0 || a.rows * row_side % 16 != 0 || (a.row_bytes / 16 & (a.row_bytes / 16 - 1)) != 0) {
+    throw ConfigError("slices of width " + std::to_string(d.width) +
+                      " cannot be decoded on the GPU; set offload.slice_width to 256, 512 or 1024");
+  }
+  a.fixed = d.fixed;
+  a.fixed_jobs = d.fixed_jobs;
+  a.list = d.list;
+  a.output_weights = d.output_weights;
+  a.experts = d.experts;
+  a.hidden_activations = d.hidden_activations;
+  a.residual = d.residual;
+  a.fixed_sum = d.fixed_sum;
+  a.partials = d.partials;
+  a.most_jobs = d.fixed_jobs + d.most_list_jobs;
+  const int blocks = std::min(d.blocks > 0 ? d.blocks : processors(), a.hidden / a.rows);
+  a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
+  a.stream.side_bytes = a.rows * row_side * (Format<F>::minimums ? 2 : 1);
+  const int64_t rest =
+      static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(d.width, B) + a.most_rows * B * 4);
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest, kMostSharedBytes);
+  launch(down_kernel<F, B>, dim3(blocks), kThreads, a.stream.bytes() + rest, stream, "down", a);
+}
+
+}  // namespace
+
+void decode_router(const DecodeRouter& router, void* stream) {
+  launch(router_kernel, dim3(1), kThreads, router_bytes(router.hidden, router.tokens), stream, "router", router);
+}
+
+void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {
+  dispatch(gate_up.format, gate_up.tokens, [&](auto format, auto tokens) {
+    run_gate_up<decltype(format)::value, decltype(tokens)::value>(gate_up, stream);
+  });
+}
+
+void decode_down(const DecodeDown& down, void* stream) {
+  dispatch(down.format, down.tokens, [&](auto format, auto tokens) {
+    run_down<decltype(format)::value, decltype(tokens)::value>(down, stream);
+  });
+}
+
+}  // namespace lighter::kernels

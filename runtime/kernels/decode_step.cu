@@ -1,0 +1,130 @@
+// The ends of a decode step, and where its streams meet.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "runtime/kernels/decode.h"
+#include "runtime/kernels/launch.cuh"
+
+namespace lighter::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ inline unsigned long long now_ns() {
+  unsigned long long ns;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+__device__ inline unsigned load_system(const unsigned* at) {
+  unsigned value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+
+// One thread. Once a wait of the step has failed, the later ones do not wait.
+__device__ inline void wait_for_flag(const unsigned* flag, unsigned step, unsigned* error, int layer) {
+  const unsigned long long begin = now_ns();
+  while (load_system(flag) != step) {
+    if (now_ns() - begin > kWaitLimitMs * 1000000ull || *reinterpret_cast<volatile unsigned*>(error) != 0) {
+      atomicCAS(error, 0, 1 + layer);
+      return;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int token = blockIdx.x;
+  if (token < b.tokens) {
+    const int id = b.input->tokens[token];
+    const auto* const row = static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(id) * (b.hidden / 8);
+    float* const to = b.residual + token * b.hidden;
+    for (int i = threadIdx.x; i < b.hidden / 8; i += kThreads) {
+      const uint4 v = row[i];
+      const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        to[i * 8 + 2 * j] = __uint_as_float(words[j] << 16);
+        to[i * 8 + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000);
+      }
+    }
+    if (threadIdx.x == 0) b.best[token] = 0;
+    return;
+  }
+  // The last block: everything else.
+  for (int i = threadIdx.x; i < b.table_entries; i += kThreads) b.tables_to[i] = b.tables_from[i];
+  constexpr int words = sizeof(StepInput) / 4;
+  if (threadIdx.x < words) {
+    reinterpret_cast<unsigned*>(b.state)[threadIdx.x] = reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
+  }
+  if (threadIdx.x == 0) *b.error = 0;
+}
+
+__global__ void end_kernel(const unsigned long long* best, const unsigned* error, const StepInput* state,
+                           StepOutput* out, int tokens) {
+  wait_for_previous_kernel();
+  if (static_cast<int>(threadIdx.x) < tokens) {
+    out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(best[threadIdx.x]));
+  }
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    out->error = *error;
+    __threadfence_system();
+    *reinterpret_cast<volatile unsigned*>(&out->step) = state->step;
+  }
+}
+
+__global__ void wait_kernel(const unsigned* flag, const unsigned* step, unsigned* error, int layer) {
+  wait_for_previous_kernel();
+  wait_for_flag(flag, *step, error, layer);
+  allow_next_kernel();
+}
+
+__global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t values = c.tokens * c.hidden;
+  float routed = 0, fixed = 0;
+  if (i < values) {
+    const int positions = *c.positions;
+#pragma unroll 8
+    for (int p = 0; p < positions; ++p) {
+      if (c.computed[p]) routed = __fadd_rn(routed, __ldcg(c.partials + p * values + i));
+    }
+    if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
+  }
+  if (c.from_cpu != nullptr) {
+    if (threadIdx.x == 0) wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+    __syncthreads();
+    if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
+  }
+  if (i < values) c.residual[i] = __fadd_rn(c.residual[i], __fadd_rn(fixed, routed));
+}
+
+}  // namespace
+
+void decode_begin(const DecodeBegin& begin, void* stream) {
+  launch(begin_kernel, dim3(begin.tokens + 1), kThreads, 0, stream, "begin of a step", begin);
+}
+
+void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state, StepOutput* out,
+                int tokens, void* stream) {
+  launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", best, error, state, out, tokens);
+}
+
+void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream) {
+  launch(wait_kernel, dim3(1), 1, 0, stream, "wait", flag, step, error, layer);
+}
+
+void decode_combine(const DecodeCombine& combine, void* stream) {
+  const int64_t values = combine.tokens * combine.hidden;
+  launch(combine_kernel, dim3(static_cast<unsigned>((values + kThreads - 1) / kThreads)), kThreads, 0, stream,
+         "combine", combine);
+}
+
+}  // namespace lighter::kernels
