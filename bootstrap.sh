@@ -15,7 +15,8 @@ readonly cuda_packages=(nvidia-cublas==13.1.0.3 nvidia-cuda-nvrtc==13.0.88 nvidi
   nvidia-cudnn-cu13==9.19.0.56 nvidia-cusparselt-cu13==0.8.0 nvidia-nccl-cu13==2.28.9
   nvidia-nvshmem-cu13==3.4.5)
 readonly system_libraries=(libtbb-dev libyaml-cpp-dev libspdlog-dev doctest-dev nlohmann-json3-dev
-  libcli11-dev libpcre2-dev)
+  libcli11-dev libpcre2-dev libjs-chart.js libbenchmark-dev)
+readonly browsers=(chromium-headless-shell chromium chromium-browser google-chrome) # the first is Debian's package
 readonly mib_per_job=1536 # compiling a file that includes libtorch takes about 1.5 GB
 
 usage() {
@@ -173,9 +174,38 @@ find_python() {
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 
+as_root() {
+  if ((EUID == 0)); then env DEBIAN_FRONTEND=noninteractive "$@"; else sudo env DEBIAN_FRONTEND=noninteractive "$@"; fi
+}
+apt_install() {
+  as_root apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >"$scratch/apt.log" 2>&1
+}
+
+# What only the test of the report's page needs. Where it cannot be had (Ubuntu has no Chromium as a package), that
+# test says so and is skipped.
+install_test_packages() {
+  begin "packages for tests"
+  local browser missing=()
+  for browser in "${browsers[@]}"; do command -v "$browser" >/dev/null && break; done
+  command -v "$browser" >/dev/null || missing+=("${browsers[0]}")
+  /usr/bin/python3 -c 'import jsonschema' 2>/dev/null || missing+=(python3-jsonschema)
+  if ((${#missing[@]} == 0)); then
+    note "nothing is missing"
+  elif [[ $install == no ]]; then
+    note "missing, and --no-install was given: ${missing[*]}; the report's test is skipped or checks less"
+  else
+    note "installing: ${missing[*]}"
+    as_root apt-get -qq update || note "apt-get update had errors; trying with the lists that are here"
+    for browser in "${missing[@]}"; do
+      apt_install "$browser" || note "$browser cannot be had here; the report's test is skipped or checks less"
+    done
+  fi
+  finish
+}
+
 install_system_packages() {
   begin "system packages"
-  local tool package missing=() as_root=(env DEBIAN_FRONTEND=noninteractive)
+  local tool package missing=()
   for tool in g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
   done
@@ -192,15 +222,11 @@ install_system_packages() {
     [[ $install == yes ]] || die "missing (and --no-install was given): ${missing[*]}"
     command -v apt-get >/dev/null ||
       die "missing, and there is no apt-get here to install it: ${missing[*]}"
-    if ((EUID != 0)); then
-      command -v sudo >/dev/null ||
-        die "installing needs root or sudo, and neither is here; ask for: apt-get install ${missing[*]}"
-      as_root=(sudo "${as_root[@]}")
-    fi
+    ((EUID == 0)) || command -v sudo >/dev/null ||
+      die "installing needs root or sudo, and neither is here; ask for: apt-get install ${missing[*]}"
     note "installing: ${missing[*]}"
-    "${as_root[@]}" apt-get -qq update || note "apt-get update had errors; trying with the lists that are here"
-    "${as_root[@]}" apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends \
-      "${missing[@]}" >"$scratch/apt.log" 2>&1 ||
+    as_root apt-get -qq update || note "apt-get update had errors; trying with the lists that are here"
+    apt_install "${missing[@]}" ||
       { tail -n 20 "$scratch/apt.log" >&2; die "apt-get install failed (on Ubuntu, 'universe' must be enabled)"; }
     find_python
   fi
@@ -370,6 +396,7 @@ main() {
   finish
 
   install_system_packages
+  [[ $command != test ]] || install_test_packages
   fetch_missing
   build_all
   case $command in

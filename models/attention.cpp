@@ -2,13 +2,13 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <limits>
 
+#include "models/linear.h"
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
@@ -67,7 +67,7 @@ at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionSte
   const LayerSpec& kind = spec_.layers[layer];
   const int64_t tokens = x.size(0);
   const int64_t group = spec_.heads / spec_.kv_heads;
-  const at::Tensor qkv = at::mm(x, weights_.at(WeightRole::qkv, layer).t())
+  const at::Tensor qkv = linear(x, weights_, WeightRole::qkv, layer)
                              .view({tokens, spec_.heads + 2 * spec_.kv_heads, spec_.head_dim});
   at::Tensor q = qkv.narrow(1, 0, spec_.heads);
   at::Tensor k = qkv.narrow(1, spec_.heads, spec_.kv_heads);
@@ -106,7 +106,7 @@ at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionSte
                           .reshape({count, spec_.heads * spec_.head_dim}));
   }
   const at::Tensor all = outputs.size() == 1 ? outputs[0] : at::cat(outputs);
-  return at::mm(all, weights_.at(WeightRole::o, layer).t());
+  return linear(all, weights_, WeightRole::o, layer);
 }
 
 }  // namespace lighter::models

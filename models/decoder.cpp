@@ -1,12 +1,11 @@
 #include "models/decoder.h"
 
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 
+#include "models/linear.h"
 #include "runtime/error.h"
-#include "runtime/moe/swiglu.h"
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
@@ -23,7 +22,21 @@ Decoder::Decoder(const ModelSpec& spec, const LoadedWeights& weights, KvCache& k
   if (executor != nullptr) moe_.emplace(spec, weights, *executor, std::move(schedule), device);
 }
 
+// Whoever watches the routing needs it on the host.
+bool Decoder::fits_graph(const Step& step) const {
+  return graph_ != nullptr && !observed_ && step.tokens.size() == 1 && step.sequences[0] == 0;
+}
+
+int64_t Decoder::likeliest(const Step& step) {
+  if (fits_graph(step)) return graph_->step(step.tokens[0], step.positions[0]);
+  return forward(step).select(0, 0).argmax().item<int64_t>();
+}
+
 at::Tensor Decoder::forward(const Step& step) {
+  if (fits_graph(step)) {
+    graph_->step(step.tokens[0], step.positions[0]);
+    return graph_->logits();
+  }
   at::Tensor rows = hidden_states(step);
   if (!step.all_logits) {
     std::vector<int64_t> last;
@@ -69,12 +82,12 @@ at::Tensor Decoder::embed(const Step& step) const {
 at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const Step& step) const {
   const at::Tensor x = rms_norm(residual, weights_.at(WeightRole::ffn_norm, layer), spec_.norm_eps);
   if (spec_.layers[layer].moe_layer >= 0) return moe_->forward(layer, residual, x, step);
-  return swiglu(x, weights_.at(WeightRole::dense_gate_up, layer), weights_.at(WeightRole::dense_down, layer));
+  return dense_ffn(x, weights_, layer);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const at::Tensor normed = rms_norm(hidden, weights_.at(WeightRole::final_norm), spec_.norm_eps);
-  return at::mm(normed, weights_.at(WeightRole::head).t()).to(at::kFloat).cpu();
+  return linear(normed, weights_, WeightRole::head).to(at::kFloat).cpu();
 }
 
 // A chunk's keys are overwritten by the next one's, so a step ends with the chunk.

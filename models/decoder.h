@@ -5,8 +5,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <memory>
 
 #include "models/attention.h"
+#include "models/decode_graph.h"
 #include "models/model_spec.h"
 #include "models/moe_block.h"
 #include "models/weights.h"
@@ -22,6 +24,10 @@ class Decoder : public Model {
           RoutingSchedule schedule, Device& device, DType dtype);
 
   at::Tensor forward(const Step& step) override;
+  int64_t likeliest(const Step& step) override;
+  // Steps of one token of the first sequence go through the graph from now on. Null: no longer.
+  void decode_by(std::unique_ptr<DecodeGraph> graph) { graph_ = std::move(graph); }
+  const DecodeGraph* graph() const { return graph_.get(); }
   // The logits of every token of the step, `rows` tokens at a time, so that they need not fit all at once.
   // on_logits: the first token's place in the step; [up to rows, vocab] in fp32 on the host.
   void forward_all(const Step& step, int64_t rows,
@@ -31,9 +37,13 @@ class Decoder : public Model {
   int64_t vocab() const override { return spec_.vocab; }
   void release(int sequence) override { kv_.release(sequence); }
   // Watches the routing of the steps to come; null ends it. Not for a model without MoE layers.
-  void observe(RoutingObserver* observer) { moe_.value().observe(observer); }
+  void observe(RoutingObserver* observer) {
+    moe_.value().observe(observer);
+    observed_ = observer != nullptr;
+  }
 
  private:
+  bool fits_graph(const Step& step) const;
   at::Tensor embed(const Step& step) const;
   at::Tensor feed_forward(int layer, const at::Tensor& residual, const Step& step) const;
   at::Tensor hidden_states(const Step& step);
@@ -47,6 +57,8 @@ class Decoder : public Model {
   const DType dtype_;
   Attention attention_;
   std::optional<MoeBlock> moe_;
+  std::unique_ptr<DecodeGraph> graph_;
+  bool observed_ = false;
 };
 
 // The KV cache that a model needs. Throws ConfigError when context is more than the model was made for.

@@ -80,7 +80,11 @@ std::vector<SharedExpert> shared_experts(const ModelSpec& spec, const LoadedWeig
   if (spec.shared_ffn == 0) return shared;
   for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
     if (spec.layers[i].moe_layer < 0) continue;
-    shared.push_back({weights.at(WeightRole::shared_gate_up, i), weights.at(WeightRole::shared_down, i)});
+    if (const PackedWeight* packed = weights.packed(WeightRole::shared_gate_up, i)) {
+      shared.push_back({{}, {}, *packed});
+    } else {
+      shared.push_back({weights.at(WeightRole::shared_gate_up, i), weights.at(WeightRole::shared_down, i), {}});
+    }
   }
   return shared;
 }

@@ -6,18 +6,11 @@
 #include <functional>
 
 #include "models/architectures.h"
+#include "models/packed_synthesis.h"
 #include "runtime/float_convert.h"
 
 namespace lighter::models {
 namespace {
-
-// Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014).
-uint64_t splitmix64(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 // Element i of the stream `key`: uniform with variance 1, so that matrices can be scaled to keep variances.
 float uniform(uint64_t key, int64_t i) {
@@ -87,10 +80,19 @@ ModelSpec mixtral_8x7b() {
   return mixtral_spec({config, "preset mixtral-8x7b"});
 }
 
+float deviation(int64_t columns) {
+  return 1.0f / std::sqrt(static_cast<float>(columns));
+}
+
 }  // namespace
 
-SyntheticSource::SyntheticSource(const ModelSpec& spec, DType dtype, int64_t slice_width, uint64_t seed)
-    : spec_(spec), dtype_(dtype), slice_width_(slice_width), seed_(splitmix64(seed)) {}
+SyntheticSource::SyntheticSource(const ModelSpec& spec, DType dtype, SliceEncoding experts,
+                                 int64_t slice_width, uint64_t seed)
+    : spec_(spec), dtype_(dtype), experts_(experts), slice_width_(slice_width), seed_(splitmix64(seed)) {}
+
+uint64_t SyntheticSource::key_of(const TensorPart& part) const {
+  return seed_ ^ splitmix64(fnv1a(part.name));
+}
 
 void SyntheticSource::read(const TensorPart& part, int64_t first, int64_t count, DType dtype,
                            void* to) const {
@@ -104,19 +106,44 @@ void SyntheticSource::read(const TensorPart& part, int64_t first, int64_t count,
     }
     return;
   }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(part.columns));
-  generate(seed_ ^ splitmix64(fnv1a(part.name)), first, count, scale, dtype, to);
+  generate(key_of(part), first, count, deviation(part.columns), dtype, to);
 }
 
 void SyntheticSource::read_expert(ExpertId expert, std::span<std::byte* const> slices) const {
   const int64_t matrix = slice_width_ * spec_.hidden;
-  const float into = 1.0f / std::sqrt(static_cast<float>(spec_.hidden));
-  const float out_of = 1.0f / std::sqrt(static_cast<float>(spec_.expert_ffn));
+  const float into = deviation(spec_.hidden);
+  const float out_of = deviation(spec_.expert_ffn);
   const ExpertGrid grid{spec_.moe_layers(), spec_.experts, static_cast<int>(slices.size()), 0};
   for (int i = 0; i < static_cast<int>(slices.size()); ++i) {
     const uint64_t key = seed_ ^ splitmix64(~grid.index({expert.layer, expert.expert, i}));
+    if (experts_ != SliceEncoding::dense) {
+      draw_packed_slice(packed_slice_layout(experts_, spec_.hidden, slice_width_), key, into, out_of,
+                        slices[i]);
+      continue;
+    }
     generate(key, 0, 2 * matrix, into, dtype_, slices[i]);
     generate(key, 2 * matrix, matrix, out_of, dtype_, slices[i] + 2 * matrix * dtype_size(dtype_));
+  }
+}
+
+// Stacked parts are drawn as one matrix.
+void SyntheticSource::read_packed_rows(const Weight& weight, SliceEncoding encoding, int64_t first,
+                                       int64_t count, const PackedRowsTarget& to) const {
+  const TensorPart& part = weight.parts.front();
+  const int64_t row_bytes = encoding == SliceEncoding::int8 ? part.columns : part.columns / 2;
+  const int64_t groups = part.columns / group_size(encoding);
+  draw_packed_values(encoding, key_of(part), first * row_bytes, count * row_bytes, to.values);
+  draw_packed_scales(encoding, key_of(part), first * groups, count * groups, deviation(part.columns),
+                     to.scales, to.minimums);
+}
+
+void SyntheticSource::read_packed_slices(const Weight& gate_up, const Weight& down, const PackedWeight& form,
+                                         int64_t first, int64_t count, std::byte* to) const {
+  const PackedSliceLayout layout = packed_slice_layout(form.encoding, form.columns, form.slice_width);
+  for (int64_t i = 0; i < count; ++i) {
+    draw_packed_slice(layout, splitmix64(key_of(gate_up.parts.front()) + static_cast<uint64_t>(first + i)),
+                      deviation(form.columns), deviation(down.parts.front().columns),
+                      to + i * static_cast<int64_t>(layout.bytes));
   }
 }
 

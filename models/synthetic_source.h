@@ -1,5 +1,7 @@
 // Random weights of exact shapes, for benchmarks where no checkpoint is at hand. The same seed gives the same
-// weights on every machine, in any order of reading.
+// weights on every machine, in any order of reading. Quantized weights are drawn in their format
+// (models/packed_synthesis.h): they are not the quantized form of the weights that the same seed gives
+// unquantized.
 #pragma once
 
 #include <filesystem>
@@ -10,14 +12,23 @@ namespace lighter::models {
 
 class SyntheticSource : public TensorSource {
  public:
-  SyntheticSource(const ModelSpec& spec, DType dtype, int64_t slice_width, uint64_t seed);
+  // experts: the format of the routed experts. Thread-safe.
+  SyntheticSource(const ModelSpec& spec, DType dtype, SliceEncoding experts, int64_t slice_width,
+                  uint64_t seed);
 
   void read(const TensorPart& part, int64_t first, int64_t count, DType dtype, void* to) const override;
   void read_expert(ExpertId expert, std::span<std::byte* const> slices) const override;
+  void read_packed_rows(const Weight& weight, SliceEncoding encoding, int64_t first, int64_t count,
+                        const PackedRowsTarget& to) const override;
+  void read_packed_slices(const Weight& gate_up, const Weight& down, const PackedWeight& form, int64_t first,
+                          int64_t count, std::byte* to) const override;
 
  private:
+  uint64_t key_of(const TensorPart& part) const;
+
   const ModelSpec spec_;
   const DType dtype_;
+  const SliceEncoding experts_;
   const int64_t slice_width_;
   const uint64_t seed_;
 };

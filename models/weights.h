@@ -12,8 +12,8 @@
 
 #include "models/model_spec.h"
 #include "runtime/device/device.h"
-#include "runtime/dtype.h"
 #include "runtime/progress.h"
+#include "runtime/quant/packed_weight.h"
 
 namespace lighter::models {
 
@@ -62,30 +62,41 @@ std::vector<Weight> list_weights(const ModelSpec& spec);
 std::string fill_name(const std::string& pattern, int layer, int expert = -1);
 
 using WeightKey = std::pair<WeightRole, int>;
-using WeightMap = std::map<WeightKey, at::Tensor>;
 
 class TensorSource;
+struct WeightFormats;
 
 // Weights in the memory they are computed from: one allocation on the device for all but the embedding, which
-// waits in host memory (it is a gather of one row a token), unless the head shares it.
+// waits in host memory (it is a gather of one row a token), unless the head shares it. Each weight is a
+// tensor in the model's dtype or packed (models/weight_formats.h). Immutable once constructed, and then
+// thread-safe.
 class LoadedWeights {
  public:
-  // Throws CapacityError before it reads anything, CheckpointError.
-  LoadedWeights(Device& device, const ModelSpec& spec, const TensorSource& source, DType dtype,
-                const Progress& progress);
+  // Packs what is to be packed while it is read, with oneTBB's threads. Throws CapacityError before it reads
+  // anything, ConfigError for shapes that a format does not fit, CheckpointError. device must outlive it.
+  LoadedWeights(Device& device, const ModelSpec& spec, const TensorSource& source,
+                const WeightFormats& formats, const Progress& progress);
 
+  // A weight that is not packed.
   const at::Tensor& at(WeightRole role, int layer = -1) const { return tensors_.at({role, layer}); }
   bool has(WeightRole role, int layer = -1) const { return tensors_.contains({role, layer}); }
+  // Null if it is not packed. A packed feed-forward network is one weight, in the role of its gate and up
+  // rows.
+  const PackedWeight* packed(WeightRole role, int layer = -1) const;
+  Device& device() const { return device_; }
 
   // What the constructor takes, in bytes, each weight aligned.
-  static uint64_t device_bytes(const ModelSpec& spec, DType dtype);
-  static uint64_t host_bytes(const ModelSpec& spec, DType dtype);
-  static uint64_t staging_bytes(bool cuda);  // host, while loading
+  static uint64_t device_bytes(const ModelSpec& spec, const WeightFormats& formats);
+  static uint64_t host_bytes(const ModelSpec& spec, const WeightFormats& formats);
+  // Host, while loading with so many threads.
+  static uint64_t staging_bytes(const ModelSpec& spec, const WeightFormats& formats, bool cuda, int threads);
 
  private:
+  Device& device_;
   Buffer on_device_;
   Buffer on_host_;
-  WeightMap tensors_;
+  std::map<WeightKey, at::Tensor> tensors_;
+  std::map<WeightKey, PackedWeight> packed_;
 };
 
 }  // namespace lighter::models

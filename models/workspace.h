@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "models/model_spec.h"
+#include "models/weight_formats.h"
 #include "runtime/device/device.h"
 #include "runtime/dtype.h"
 
@@ -16,6 +17,7 @@ struct WorkspaceShape {
   DType dtype = DType::bf16;
   int64_t slice_width = 0;
   bool cuda = false;
+  WeightFormats formats;
 };
 
 uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape);

@@ -2,8 +2,8 @@
 
 #include <ATen/ops/cat.h>
 
+#include "runtime/moe/packed_ffn.h"
 #include "runtime/moe/routed_sum.h"
-#include "runtime/moe/swiglu.h"
 
 namespace lighter::offload {
 namespace {
@@ -23,6 +23,20 @@ ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr
 
 void ExpertPager::prepare(const StepLimits&, std::vector<SharedExpert> shared) {
   shared_ = std::move(shared);
+}
+
+SlicePlaces ExpertPager::slice_places() const {
+  const ResidencyVersion residency = pager_.residency();
+  SlicePlaces places{places_version(), {}, {}};
+  for (int layer = 0; layer < grid_.layers; ++layer) {
+    for (size_t i = 0; i < grid_.slices_per_layer(); ++i) {
+      const SliceId slice{layer, static_cast<int>(i) / grid_.slices, static_cast<int>(i) % grid_.slices};
+      const SliceLocation& at = residency->at(slice);
+      places.device.push_back(at.on_device() ? at.address : nullptr);
+      places.host.push_back(pager_.store().address(slice));
+    }
+  }
+  return places;
 }
 
 void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
@@ -46,7 +60,7 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   pager_.visit(
       layer, routing.experts, streaming,
       [&] {
-        if (!shared_.empty()) shared = swiglu(step.hidden, shared_[layer].gate_up, shared_[layer].down);
+        if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
       },
       [&](SliceId slice, const std::byte* address) { sum.add(slice.expert, address); });
   sum.finish(shared, out);

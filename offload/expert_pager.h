@@ -24,6 +24,8 @@ class ExpertPager : public ExpertExecutor {
   bool capturable() const override { return false; }  // The host reads the routing to page.
   int hint_depth() const override { return hint_depth_; }
   ExpertCounters counters() const override { return pager_.counters(); }
+  SlicePlaces slice_places() const override;
+  uint64_t places_version() const override { return 1 + pager_.residency()->version; }
 
   const SlicePager& pager() const { return pager_; }
 

@@ -51,10 +51,25 @@ struct ReplayOptions {
   bool json = false;
 };
 
+struct BenchOptions {
+  std::string sweep;  // a file
+  std::string out;    // a folder
+  bool resume = false;
+  bool json = false;
+};
+
+struct CompareOptions {
+  std::string before, after;  // results.json files
+  bool json = false;
+};
+
 int run_command(const RunOptions& options);
 int plan_command(const CommonOptions& options);
 int eval_command(const EvalOptions& options);
 int trace_command(const TraceOptions& options);
 int replay_command(const ReplayOptions& options);
+// In bench/.
+int bench_command(const BenchOptions& options);
+int compare_command(const CompareOptions& options);
 
 }  // namespace lighter::cli

@@ -72,6 +72,23 @@ void add_replay(CLI::App& app, lighter::cli::ReplayOptions& options) {
   command->add_flag("--json", options.json, "Writes one JSON object to stdout");
 }
 
+void add_bench(CLI::App& app, lighter::cli::BenchOptions& options) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Measures a sweep of configurations, and writes data and a report");
+  command->add_option("SWEEP", options.sweep, "The YAML file that describes the sweep")->required();
+  command->add_option("--out", options.out, "The folder to write to")->required();
+  command->add_flag("--resume", options.resume, "Goes on where an earlier run of the sweep ended");
+  command->add_flag("--json", options.json, "Writes the results to stdout too");
+}
+
+void add_compare(CLI::App& app, lighter::cli::CompareOptions& options) {
+  CLI::App* command =
+      app.add_subcommand("compare", "Shows what changed beyond noise between two results of bench");
+  command->add_option("BEFORE", options.before, "A results.json")->required();
+  command->add_option("AFTER", options.after, "Another one")->required();
+  command->add_flag("--json", options.json, "Writes one JSON object to stdout");
+}
+
 int dispatch(int argc, char** argv) {
   using namespace lighter::cli;
   CLI::App app("Runs Mixture-of-Experts models that are too large for one GPU.", "lighter");
@@ -102,6 +119,10 @@ int dispatch(int argc, char** argv) {
   add_trace(app, trace);
   ReplayOptions replay;
   add_replay(app, replay);
+  BenchOptions bench;
+  add_bench(app, bench);
+  CompareOptions compare;
+  add_compare(app, compare);
 
   try {
     app.parse(argc, argv);
@@ -112,6 +133,8 @@ int dispatch(int argc, char** argv) {
   if (app.got_subcommand("eval")) return eval_command(eval);
   if (app.got_subcommand("trace")) return trace_command(trace);
   if (app.got_subcommand("replay")) return replay_command(replay);
+  if (app.got_subcommand("bench")) return bench_command(bench);
+  if (app.got_subcommand("compare")) return compare_command(compare);
   return run_command(run);
 }
 

@@ -41,6 +41,29 @@ int64_t checked_slice_width(const models::ModelSpec& spec, const Config& config)
   return config.offload.slice_width;
 }
 
+void check_layers(const std::string& key, const LayerFormats& formats, const models::ModelSpec& spec) {
+  if (formats.max_layer() < static_cast<int>(spec.layers.size())) return;
+  throw ConfigError(key + " names layer " + std::to_string(formats.max_layer()) + ", but the model has " +
+                    std::to_string(spec.layers.size()) + ", counted from 0");
+}
+
+models::WeightFormats weight_formats(const models::ModelSpec& spec, const ModelConfig& config, int64_t slice_width) {
+  check_layers("model.shared", config.shared, spec);
+  check_layers("model.attention", config.attention, spec);
+  if (spec.tied_head && config.head != SliceEncoding::dense) {
+    throw ConfigError("model.head is " + std::string(encoding_name(config.head)) +
+                      ", but this model's head is its embedding too, which is not quantized; set model.head: dtype");
+  }
+  models::WeightFormats formats = models::dense_formats(spec, config.dtype);
+  for (int layer = 0; layer < static_cast<int>(spec.layers.size()); ++layer) {
+    formats.shared[layer] = config.shared.at(layer);
+    formats.attention[layer] = config.attention.at(layer);
+  }
+  formats.head = config.head;
+  formats.slice_width = slice_width;
+  return formats;
+}
+
 std::optional<std::vector<double>> resident_ratios(const models::ModelSpec& spec, const Resident& resident) {
   if (std::holds_alternative<ResidentAuto>(resident)) return std::nullopt;
   std::vector<double> ratios;
@@ -98,7 +121,7 @@ std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Con
   std::map<models::WeightClass, offload::PlanLine> by_class;
   uint64_t listed_device = 0;
   for (const models::Weight& weight : models::list_weights(model.spec)) {
-    const uint64_t bytes = weight.elements() * dtype_size(config.model.dtype);
+    const uint64_t bytes = models::weight_bytes(model.formats, weight);
     auto& line = by_class[weight.weight_class];
     const bool on_host = weight.role == models::WeightRole::embedding;
     (on_host ? line.host_bytes : line.device_bytes) += bytes;
@@ -109,19 +132,53 @@ std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Con
     line.what = models::weight_class_name(weight_class);
     if (weight_class == models::WeightClass::head && model.spec.tied_head) line.what = "head and embedding";
     if (weight_class == models::WeightClass::embedding) {
-      line.host_bytes = models::LoadedWeights::host_bytes(model.spec, config.model.dtype);
+      line.host_bytes = models::LoadedWeights::host_bytes(model.spec, model.formats);
     }
     lines.push_back(line);
   }
-  const uint64_t aligned = models::LoadedWeights::device_bytes(model.spec, config.model.dtype);
+  const uint64_t aligned = models::LoadedWeights::device_bytes(model.spec, model.formats);
   lines.push_back({"alignment", aligned - listed_device, 0});
   lines.push_back({"KV cache", model.kv.bytes(), 0});
   lines.push_back({"workspace", model.workspace_bytes, 0});
+  if (model.why_eager.empty()) {
+    const auto shape = decode_graph_shape(model, config);
+    lines.push_back({"decode graph", models::decode_graph_device_bytes(shape), models::decode_graph_host_bytes(shape)});
+  }
   if (model.reserve_bytes > 0) lines.push_back({"reserve (CUDA context)", model.reserve_bytes, 0});
   return lines;
 }
 
 }  // namespace
+
+models::DecodeGraphShape decode_graph_shape(const PreparedModel& model, const Config& config) {
+  models::DecodeGraphShape shape{model.spec, model.formats, {}};
+  if (model.spec.moe_layers() > 0) {
+    shape.experts = {model.spec.moe_layers(), model.spec.experts,
+                     static_cast<int>(model.spec.expert_ffn / model.slice_width), model.slice_bytes};
+  }
+  shape.encoding = config.model.experts;
+  shape.slice_width = model.slice_width;
+  shape.context = config.memory.context;
+  shape.kv_block = model.kv.usable_block();
+  shape.all_resident = model.plan.all_resident;
+  return shape;
+}
+
+// Why tokens are decoded eagerly; empty: they are not. Throws ConfigError when a graph is asked for in vain.
+std::string why_eager(const PreparedModel& model, const Config& config) {
+  const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
+  if (config.decode == DecodeMode::eager) return "decode is eager";
+  std::string why = models::why_no_decode_graph(decode_graph_shape(model, config), cuda, config.model.dtype);
+  if (why.empty() && config.offload.miss == OffloadConfig::Miss::fetch) why = "offload.miss is fetch";
+  if (!why.empty() && config.decode == DecodeMode::graph) {
+    throw ConfigError("decode is graph, but a decode graph cannot be had: " + why + "; set decode: auto");
+  }
+  if (!why.empty() && config.offload.miss == OffloadConfig::Miss::zero_copy) {
+    throw ConfigError("offload.miss is zero_copy, which needs a decode graph, but that cannot be had: " + why +
+                      "; set offload.miss: auto");
+  }
+  return why;
+}
 
 PreparedModel prepare(const Config& config) {
   PreparedModel model;
@@ -129,10 +186,11 @@ PreparedModel prepare(const Config& config) {
   const DType dtype = config.model.dtype;
   model.spec = spec_of(config.model);
   model.slice_width = checked_slice_width(model.spec, config);
+  model.formats = weight_formats(model.spec, config.model, model.slice_width);
   const bool quantized = config.model.experts != SliceEncoding::dense;
   if (model.spec.moe_layers() > 0) {
     model.slice_bytes = slice_bytes({model.spec.hidden, model.slice_width}, config.model.experts, dtype);
-  } else if (quantized) {
+  } else if (quantized && config.model.experts != config.model.format) {
     throw ConfigError("model.experts asks for quantized experts, but " + model.spec.architecture +
                       " is a dense model and has none");
   }
@@ -144,14 +202,15 @@ PreparedModel prepare(const Config& config) {
                             ? std::min(config.memory.prefill_chunk, config.memory.context)
                             : models::default_prefill_chunk(model.spec, config.memory.context, cuda);
   model.workspace_bytes = models::workspace_bytes(
-      model.spec, {model.prefill_chunk, config.memory.context, 1, dtype, model.slice_width, cuda});
+      model.spec, {model.prefill_chunk, config.memory.context, 1, dtype, model.slice_width, cuda, model.formats});
   model.reserve_bytes = cuda ? kCudaReserve : 0;
+  model.why_eager = why_eager(model, config);
 
   offload::PlanRequest request;
   request.device_budget_bytes = config.memory.gpu_budget_bytes;
   request.host_budget_bytes = config.memory.host_budget_bytes;
   request.fixed = fixed_lines(model, config);
-  request.load_staging_bytes = models::LoadedWeights::staging_bytes(cuda);
+  request.load_staging_bytes = models::LoadedWeights::staging_bytes(model.spec, model.formats, cuda, model.threads);
   if (model.spec.moe_layers() > 0) {
     request.grid = {model.spec.moe_layers(), model.spec.experts,
                     static_cast<int>(model.spec.expert_ffn / model.slice_width), model.slice_bytes};
@@ -163,7 +222,7 @@ PreparedModel prepare(const Config& config) {
   const bool guessable = config.offload.routing.schedule == RoutingConfig::Schedule::router;
   request.prefetch_depth = config.offload.prefetch.enabled && guessable ? config.offload.prefetch.depth : 0;
   request.load_threads = model.threads;
-  if (quantized) {
+  if (quantized && model.spec.moe_layers() > 0 && !config.model.is_synthetic()) {
     // Each loader holds an unquantized expert; the quantizing itself is done by all threads.
     const uint64_t scratch = models::QuantizingSource::scratch_bytes(model.spec, dtype);
     request.load_threads =
@@ -183,7 +242,8 @@ int64_t logit_rows(const PreparedModel& model, const Config& config) {
       static_cast<uint64_t>(model.prefill_chunk) * model.spec.hidden * dtype_size(dtype);
   int64_t rows = std::min(kMost, model.prefill_chunk);
   while (rows > 1) {
-    const models::WorkspaceShape head_alone{rows, 0, static_cast<int>(rows), dtype, model.slice_width, cuda};
+    const models::WorkspaceShape head_alone{
+        rows, 0, static_cast<int>(rows), dtype, model.slice_width, cuda, model.formats};
     if (models::workspace_bytes(model.spec, head_alone) + hidden_states <= model.workspace_bytes) break;
     rows /= 2;
   }

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "models/decode_graph.h"
 #include "models/model_spec.h"
 #include "models/workspace.h"
 #include "offload/planner.h"
@@ -14,6 +15,7 @@ namespace lighter::cli {
 
 struct PreparedModel {
   models::ModelSpec spec;
+  models::WeightFormats formats;  // of all but the routed experts
   int64_t slice_width = 0;
   uint64_t slice_bytes = 0;
   int64_t prefill_chunk = 0;
@@ -21,12 +23,16 @@ struct PreparedModel {
   KvShape kv;
   uint64_t workspace_bytes = 0;
   uint64_t reserve_bytes = 0;
+  std::string why_eager;  // empty: tokens are decoded as a CUDA graph
   offload::Plan plan;
 };
 
 // Reads config.json (or takes the preset) and plans. Throws ConfigError, CheckpointError; a plan that does
 // not fit is returned, not thrown.
 PreparedModel prepare(const Config& config);
+
+// What the decode graph is made for; refers to model.
+models::DecodeGraphShape decode_graph_shape(const PreparedModel& model, const Config& config);
 
 // How many tokens' logits a prefill step may make at once within the planned workspace; at least 1.
 int64_t logit_rows(const PreparedModel& model, const Config& config);

@@ -26,7 +26,7 @@ Json logprobs_json(const GenerateResult& result) {
   return all;
 }
 
-void print_json(const Config& config, const Session& session, const GenerateRequest& request,
+void print_json(const Config& config, bool decoded_by_graph, const Session& session, const GenerateRequest& request,
                 const GenerateResult& result, const ExpertCounters& counters) {
   const Json json = {{"prompt_ids", request.prompt},
                      {"ids", result.ids},
@@ -35,6 +35,7 @@ void print_json(const Config& config, const Session& session, const GenerateRequ
                      {"logprobs", logprobs_json(result)},
                      {"prefill_tokens_per_s", result.prefill_tokens_per_s()},
                      {"decode_tokens_per_s", result.decode_tokens_per_s()},
+                     {"decode", decoded_by_graph ? "graph" : "eager"},
                      {"time_to_first_token_s", result.time_to_first_token_s},
                      {"device_peak_bytes", session.device_peak_bytes()},
                      {"host_peak_bytes", session.host_peak_bytes()},
@@ -63,7 +64,8 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
                finish_reason_name(result.finish));
   std::fprintf(stderr, "  prefill   %.1f tokens/s, first token after %s\n", result.prefill_tokens_per_s(),
                format_seconds(result.time_to_first_token_s).c_str());
-  std::fprintf(stderr, "  decode    %.1f tokens/s\n", result.decode_tokens_per_s());
+  std::fprintf(stderr, "  decode    %.1f tokens/s, %s%s\n", result.decode_tokens_per_s(),
+               model.why_eager.empty() ? "one CUDA graph a token" : "eager: ", model.why_eager.c_str());
   std::fprintf(
       stderr, "  memory    device %s of %s, host %s of %s at peak\n",
       format_bytes(session.device_peak_bytes()).c_str(), format_bytes(config.memory.gpu_budget_bytes).c_str(),
@@ -110,7 +112,7 @@ int run_command(const RunOptions& options) {
       });
   const ExpertCounters counters = session.counters();
   if (json) {
-    print_json(config, session, request, result, counters);
+    print_json(config, model.why_eager.empty(), session, request, result, counters);
   } else {
     if (!text.tokenizer) {
       for (const int64_t id : result.ids) std::printf("%lld ", static_cast<long long>(id));

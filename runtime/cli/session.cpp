@@ -80,10 +80,10 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
     source_ = std::make_unique<models::CheckpointSource>(config.model.path, spec_, config.model.dtype,
                                                          model.slice_width);
   } else {
-    source_ = std::make_unique<models::SyntheticSource>(spec_, config.model.dtype, model.slice_width,
-                                                        config.model.seed);
+    source_ = std::make_unique<models::SyntheticSource>(spec_, config.model.dtype, config.model.experts,
+                                                        model.slice_width, config.model.seed);
   }
-  if (config.model.experts != SliceEncoding::dense) {
+  if (!config.model.is_synthetic() && config.model.experts != SliceEncoding::dense) {
     source_ =
         std::make_unique<models::QuantizingSource>(std::move(source_), spec_, config.model.dtype,
                                                    config.model.experts, model.slice_width, model.threads);
@@ -92,15 +92,26 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   device_ = make_device(config);
   device_->device_budget().take(model.reserve_bytes, "the reserve");
   torch_ = std::make_unique<TorchScope>(*device_, model.workspace_bytes, model.threads);
-  weights_ = std::make_unique<models::LoadedWeights>(*device_, spec_, *source_, config.model.dtype, progress);
+  weights_ = std::make_unique<models::LoadedWeights>(*device_, spec_, *source_, model.formats, progress);
   kv_ = std::make_unique<KvCache>(*device_, model.kv);
   if (spec_.moe_layers() > 0) {
     executor_ = make_executor(*device_, model, config, *source_, progress);
     executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
     if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
   }
+  const models::RoutingSchedule decode_schedule = schedule;
   decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule),
                                                *device_, config.model.dtype);
+  if (model.why_eager.empty()) {
+    decoder_->decode_by(models::make_decode_graph(decode_graph_shape(model, config), *weights_, *kv_, executor_.get(),
+                                                  decode_schedule, *device_));
+  }
+}
+
+ExpertCounters Session::counters() const {
+  ExpertCounters counters = executor_ ? executor_->counters() : ExpertCounters();
+  if (decoder_->graph() != nullptr) counters = counters + decoder_->graph()->counters();
+  return counters;
 }
 
 Session::~Session() = default;

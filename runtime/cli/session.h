@@ -27,7 +27,7 @@ class Session {
 
   models::Decoder& decoder() { return *decoder_; }
   Device& device() { return *device_; }
-  ExpertCounters counters() const { return executor_ ? executor_->counters() : ExpertCounters(); }
+  ExpertCounters counters() const;
 
   // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the
   // driver says is in use; nothing is given back before the session ends, so that is the peak.

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "runtime/config/layer_formats.h"
 #include "runtime/config/selector.h"
 #include "runtime/dtype.h"
 #include "runtime/quant/packed_slice.h"
@@ -22,9 +23,14 @@ struct ModelConfig {
   std::filesystem::path path;  // a Hugging Face checkpoint folder
   std::string synthetic;       // "scout", "llama-3.1-8b", "mixtral-8x7b", or the path of a config.json
   DType dtype = DType::bf16;   // bf16 or fp32
-  SliceEncoding experts = SliceEncoding::dense;  // of the routed experts; dense: in dtype
-  std::optional<int> layers;                     // synthetic only: keep the first so many layers
-  uint64_t seed = 0;                             // synthetic only: of the weights
+  // What the formats below are where they are not set themselves. dense: in dtype.
+  SliceEncoding format = SliceEncoding::dense;
+  SliceEncoding experts = SliceEncoding::dense;  // of the routed experts
+  LayerFormats shared;                           // of shared experts and dense FFN layers
+  LayerFormats attention;                        // of q, k, v and o
+  SliceEncoding head = SliceEncoding::dense;
+  std::optional<int> layers;  // synthetic only: keep the first so many layers
+  uint64_t seed = 0;          // synthetic only: of the weights
 
   bool is_synthetic() const { return !synthetic.empty(); }
 };
@@ -63,8 +69,10 @@ struct RoutingConfig {
 
 struct OffloadConfig {
   enum class Policy { static_, lru, lfu };
+  enum class Miss { automatic, fetch, zero_copy };
   Resident resident;
   Policy policy = Policy::lru;
+  Miss miss = Miss::automatic;
   std::vector<PinSelector> pin;  // experts that are never evicted
   PrefetchConfig prefetch;
   int64_t slice_width = 0;  // FFN columns in a slice; 0 = auto
@@ -74,6 +82,9 @@ struct OffloadConfig {
 struct CpuConfig {
   int threads = 0;  // 0 = auto
 };
+
+// How a token is decoded: as one CUDA graph, or one operation after the other.
+enum class DecodeMode { automatic, graph, eager };
 
 struct GenerateConfig {
   int64_t max_tokens = 256;
@@ -88,6 +99,7 @@ struct GenerateConfig {
 struct Config {
   ModelConfig model;
   DeviceConfig device;
+  DecodeMode decode = DecodeMode::automatic;
   MemoryConfig memory;
   OffloadConfig offload;
   CpuConfig cpu;

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
-#include <numeric>
 
 #include "runtime/bytes.h"
+#include "runtime/config/edit_distance.h"
 
 namespace lighter {
 namespace {
@@ -38,11 +38,29 @@ ValueForm schedule() {
               });
 }
 
+// A regular expression for an index set.
+const std::string kIndexSet = R"((\*|[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*))";
+
 ValueForm pin() {
-  const std::string set = R"((\*|[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*))";
+  const std::string& set = kIndexSet;
   return text("LAYERS/EXPERTS, each a number, a range, a comma list or *, such as \"0-3/*\" or \"7/2,5\"",
               "^" + set + "/" + set + "$",
               [](std::string_view value) { return parse_pin(value).has_value(); });
+}
+
+ValueForm formats() {
+  return words({"dtype", "int8", "int4"});
+}
+
+ValueForm formats_by_layer() {
+  return map_of(
+      "layers (a number, a range, a comma list, or \"*\" for what is left), such as {\"*\": int8, \"0-1,47\": dtype},",
+      "^" + kIndexSet + "$", [](std::string_view key) { return parse_index_set(key).has_value(); },
+      [](std::string_view key, std::string_view other) -> std::string {
+        if (key == "*" || other == "*" || !parse_index_set(key)->overlaps(*parse_index_set(other))) return "";
+        return "'" + std::string(other) + "' and '" + std::string(key) + "' overlap; name each layer once";
+      },
+      formats());
 }
 
 DeviceConfig parse_device(const std::string& value) {
@@ -61,9 +79,36 @@ OffloadConfig::Policy parse_policy(const std::string& value) {
   return value == "lru" ? OffloadConfig::Policy::lru : OffloadConfig::Policy::lfu;
 }
 
+OffloadConfig::Miss parse_miss(const std::string& value) {
+  if (value == "fetch") return OffloadConfig::Miss::fetch;
+  return value == "zero_copy" ? OffloadConfig::Miss::zero_copy : OffloadConfig::Miss::automatic;
+}
+
+DecodeMode parse_decode(const std::string& value) {
+  if (value == "graph") return DecodeMode::graph;
+  return value == "eager" ? DecodeMode::eager : DecodeMode::automatic;
+}
+
 SliceEncoding parse_encoding(const std::string& value) {
   if (value == "int8") return SliceEncoding::int8;
   return value == "int4" ? SliceEncoding::int4 : SliceEncoding::dense;
+}
+
+LayerFormats parse_layer_formats(const json& value) {
+  LayerFormats formats;
+  if (value.is_string()) {
+    formats.others = parse_encoding(value.get<std::string>());
+    return formats;
+  }
+  for (const auto& [layers, word] : value.items()) {
+    const SliceEncoding encoding = parse_encoding(word.get<std::string>());
+    if (layers == "*") {
+      formats.others = encoding;
+    } else {
+      formats.rules.push_back({*parse_index_set(layers), encoding});
+    }
+  }
+  return formats;
 }
 
 Resident parse_resident(const json& value) {
@@ -102,14 +147,44 @@ std::vector<ConfigKey> make_keys() {
        "bf16",
        false,
        [](Config& c, const json& v) { c.model.dtype = v == "bf16" ? DType::bf16 : DType::fp32; }},
-      {"model.experts",
-       "The format of the routed experts: as dtype says, or quantized while they are loaded (int8 in groups "
-       "of 128, "
-       "int4 in groups of 64).",
-       {words({"dtype", "int8", "int4"})},
+      {"model.format",
+       "The format of experts, shared, attention and head where they are not set: as dtype says, or quantized "
+       "while they are loaded (int8 in groups of 128, int4 in groups of 64). Router, norms and embedding stay in "
+       "dtype.",
+       {formats()},
        "dtype",
        false,
+       [](Config& c, const json& v) {
+         c.model.format = parse_encoding(v.get<std::string>());
+         c.model.experts = c.model.head = c.model.format;
+         c.model.shared = c.model.attention = {c.model.format, {}};
+       }},
+      {"model.experts",
+       "The format of the routed experts. Default: model.format.",
+       {formats()},
+       none,
+       false,
        [](Config& c, const json& v) { c.model.experts = parse_encoding(v.get<std::string>()); }},
+      {"model.shared",
+       "The format of the shared experts and of dense FFN layers: one, or one for each of some layers. Default: "
+       "model.format; dtype for layers that a map leaves out.",
+       {formats(), formats_by_layer()},
+       none,
+       false,
+       [](Config& c, const json& v) { c.model.shared = parse_layer_formats(v); }},
+      {"model.attention",
+       "The format of the attention's q, k, v and o: one, or one for each of some layers. Default: model.format; "
+       "dtype for layers that a map leaves out.",
+       {formats(), formats_by_layer()},
+       none,
+       false,
+       [](Config& c, const json& v) { c.model.attention = parse_layer_formats(v); }},
+      {"model.head",
+       "The format of the head. Default: model.format. A head that is the embedding too must stay in dtype.",
+       {formats()},
+       none,
+       false,
+       [](Config& c, const json& v) { c.model.head = parse_encoding(v.get<std::string>()); }},
       {"model.layers",
        "Keep only the first so many layers. Only with model.synthetic.",
        {integer(1, 9999)},
@@ -129,6 +204,13 @@ std::vector<ConfigKey> make_keys() {
        "cuda:0",
        false,
        [](Config& c, const json& v) { c.device = parse_device(v.get<std::string>()); }},
+      {"decode",
+       "How a token is decoded: graph, one CUDA graph a token, without the host in between; eager, one operation "
+       "after the other; auto takes the graph where the model and the device allow.",
+       {words({"auto", "graph", "eager"})},
+       "auto",
+       false,
+       [](Config& c, const json& v) { c.decode = parse_decode(v.get<std::string>()); }},
 
       {"memory.gpu_budget",
        "Hard limit of device memory, CUDA context and load peak included, such as 78GiB. On device cpu it "
@@ -176,6 +258,13 @@ std::vector<ConfigKey> make_keys() {
        "lru",
        false,
        [](Config& c, const json& v) { c.offload.policy = parse_policy(v.get<std::string>()); }},
+      {"offload.miss",
+       "How a decoded token gets at slices that are not resident: fetch copies them to the device, zero_copy lets "
+       "the GPU read them where they are; auto is zero_copy in a graph, else fetch. Prefill always fetches.",
+       {words({"auto", "fetch", "zero_copy"})},
+       "auto",
+       false,
+       [](Config& c, const json& v) { c.offload.miss = parse_miss(v.get<std::string>()); }},
       {"offload.pin",
        "Experts that stay in device memory: LAYERS/EXPERTS, such as \"0-3/*\" or \"7/2,5\".",
        {list_of(pin())},
@@ -276,21 +365,6 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.generate.ignore_eos = v.get<bool>(); }},
   };
-}
-
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replace = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replace});
-    }
-  }
-  return row.back();
 }
 
 std::string_view last_part(std::string_view path) {

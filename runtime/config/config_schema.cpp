@@ -28,6 +28,11 @@ json form_schema(const ValueForm& form) {
       return {{"type", "string"}, {"pattern", form.pattern}};
     case ValueForm::Kind::list:
       return {{"type", "array"}, {"items", form_schema(form.item.front())}};
+    case ValueForm::Kind::map:
+      return {{"type", "object"},
+              {"patternProperties", {{form.pattern, form_schema(form.item.front())}}},
+              {"additionalProperties", false},
+              {"minProperties", 1}};
   }
   return json::object();
 }

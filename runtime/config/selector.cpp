@@ -32,6 +32,14 @@ bool IndexSet::contains(int index) const {
          std::ranges::any_of(ranges, [&](const Range& r) { return r.first <= index && index <= r.last; });
 }
 
+bool IndexSet::overlaps(const IndexSet& other) const {
+  if (all || other.all) return true;
+  return std::ranges::any_of(ranges, [&](const Range& a) {
+    return std::ranges::any_of(other.ranges,
+                               [&](const Range& b) { return a.first <= b.last && b.first <= a.last; });
+  });
+}
+
 int IndexSet::max_index() const {
   int largest = -1;
   for (const Range& range : ranges) largest = std::max(largest, range.last);

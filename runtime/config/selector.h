@@ -16,6 +16,8 @@ struct IndexSet {
   std::vector<Range> ranges;  // as written: unsorted, may overlap
 
   bool contains(int index) const;
+  // "*" overlaps everything.
+  bool overlaps(const IndexSet& other) const;
   // The largest index named, -1 for "*"; lets the reader check it against the model.
   int max_index() const;
 };

@@ -51,6 +51,16 @@ ValueForm list_of(ValueForm item) {
   return {.kind = Kind::list, .item = {std::move(item)}};
 }
 
+ValueForm map_of(std::string keys, std::string pattern, bool (*accepts)(std::string_view),
+                 std::string (*conflict)(std::string_view, std::string_view), ValueForm item) {
+  return {.kind = Kind::map,
+          .pattern = std::move(pattern),
+          .accepts = accepts,
+          .what = std::move(keys),
+          .item = {std::move(item)},
+          .conflict = conflict};
+}
+
 }  // namespace forms
 
 std::string ValueForm::describe() const {
@@ -76,6 +86,8 @@ std::string ValueForm::describe() const {
       return what;
     case Kind::list:
       return "a list, each item " + item.front().describe();
+    case Kind::map:
+      return "a map from " + what + " to " + item.front().describe();
   }
   return "";
 }

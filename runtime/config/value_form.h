@@ -11,7 +11,7 @@ namespace lighter {
 
 // One kind of value that a key accepts.
 struct ValueForm {
-  enum class Kind { boolean, integer, number, word, text, list };
+  enum class Kind { boolean, integer, number, word, text, list, map };
   Kind kind = Kind::boolean;
   uint64_t min_integer = 0, max_integer = 0;    // integer: both included
   std::vector<uint64_t> integers{};             // integer: if not empty, only these
@@ -20,8 +20,10 @@ struct ValueForm {
   std::vector<std::string> words{};             // word: the only ones
   std::string pattern{};                        // text: regular expression (ECMAScript), empty = any but ""
   bool (*accepts)(std::string_view) = nullptr;  // text: what the pattern cannot say; may be null
-  std::string what{};                           // text: in words, "a size such as 78GiB"
-  std::vector<ValueForm> item{};                // list: exactly one
+  std::string what{};                           // text: in words, "a size such as 78GiB"; map: of its keys
+  std::vector<ValueForm> item{};                // list, map: exactly one
+  // map: its keys match `pattern` and are not none; what is wrong with two keys beside each other, or "".
+  std::string (*conflict)(std::string_view key, std::string_view other) = nullptr;
 
   // For messages: "a whole number from 1 to 8".
   std::string describe() const;
@@ -38,6 +40,9 @@ ValueForm words(std::vector<std::string> choices);
 // what: in words, for messages; see pattern and accepts above.
 ValueForm text(std::string what, std::string pattern = "", bool (*accepts)(std::string_view) = nullptr);
 ValueForm list_of(ValueForm item);
+// keys: in words, for messages.
+ValueForm map_of(std::string keys, std::string pattern, bool (*accepts)(std::string_view),
+                 std::string (*conflict)(std::string_view, std::string_view), ValueForm item);
 
 }  // namespace forms
 

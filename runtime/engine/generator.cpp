@@ -97,12 +97,15 @@ GenerateResult Generator::generate(const GenerateRequest& request, const OnText&
   result.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   auto position = result.prompt_tokens;
   auto decode_begin = Clock::now();
+  // The model chooses by itself where nobody needs the logits.
+  const bool greedy = request.sampling.temperature == 0 && request.logprobs == 0;
+  int64_t likeliest = -1;
   for (;;) {
     if (static_cast<int64_t>(result.ids.size()) >= request.max_tokens) {
       result.finish = FinishReason::length;
       break;
     }
-    const int64_t id = sampler.sample(logits);
+    const int64_t id = likeliest >= 0 ? likeliest : sampler.sample(logits);
     if (request.logprobs > 0) result.logprobs.push_back(top_logprobs(logits, request.logprobs));
     result.ids.push_back(id);
     if (result.ids.size() == 1) {
@@ -129,7 +132,11 @@ GenerateResult Generator::generate(const GenerateRequest& request, const OnText&
     }
     Step step;
     step.add(kSequence, position++, &id, 1);
-    logits = last_row(model_.forward(step));
+    if (greedy) {
+      likeliest = model_.likeliest(step);
+    } else {
+      logits = last_row(model_.forward(step));
+    }
     ++result.decode_tokens;
   }
   result.decode_s = result.decode_tokens > 0 ? seconds_since(decode_begin) : 0;

@@ -2,9 +2,9 @@
 // and the next token's id but the attention itself (decode_attention.h). They are made to be captured into a
 // graph: what changes from step to step is read from device memory.
 //
-// Matrices are packed as runtime/quant/packed_slice.h says, or plain bf16 [rows, columns]. The residual stream
-// and all sums are fp32. Weights are read ahead, before the kernel that makes their input has ended, so weights
-// must be in place before the graph runs.
+// Matrices are packed as runtime/quant/packed_slice.h says, or plain bf16 [rows, columns]. The residual
+// stream and all sums are fp32. Weights are read ahead, before the kernel that makes their input has ended,
+// so weights must be in place before the graph runs.
 //
 // All functions enqueue on `stream` (a cudaStream_t) of the current device and return at once. They keep no
 // state; buffers belong to the caller. Addresses are multiples of 16. Compute capability 9.0 or newer. Throws
@@ -38,11 +38,11 @@ struct DecodeLinear {
   int tokens = 1;
   int64_t rows = 0, columns = 0;
   const std::byte *weights = nullptr, *scales = nullptr, *minimums = nullptr;
-  NormedInput normed;              // of columns values
-  const float* x = nullptr;        // [tokens, columns]
-  const void* x_bf16 = nullptr;    // likewise; only for bf16 weights
-  float* out = nullptr;            // [tokens, rows]
-  bool add = false;                // out += y
+  NormedInput normed;                  // of columns values
+  const float* x = nullptr;            // [tokens, columns]
+  const void* x_bf16 = nullptr;        // likewise; only for bf16 weights
+  float* out = nullptr;                // [tokens, rows]
+  bool add = false;                    // out += y
   unsigned long long* best = nullptr;  // [tokens]: the largest of better_of() below, or null
 };
 void decode_linear(const DecodeLinear& linear, void* stream);
@@ -59,22 +59,25 @@ struct JobList {
   int unused[2] = {};
   SliceJob entries[1];  // as many as the list was made for
 
-  static constexpr uint64_t bytes(int entries) { return 16 + static_cast<uint64_t>(entries) * sizeof(SliceJob); }
+  static constexpr uint64_t bytes(int entries) {
+    return 16 + static_cast<uint64_t>(entries) * sizeof(SliceJob);
+  }
 };
 
 // The hidden activations between the two halves of the experts: [jobs, tokens, width].
 // Quantized group by group, by whichever block finishes a group.
 struct HiddenActivations {
-  void* values = nullptr;       // int8, or bf16 for bf16 weights
-  float* scales = nullptr;      // [jobs, tokens, width / group]
-  float* sums = nullptr;        // likewise, int4
-  float* unquantized = nullptr; // [jobs, tokens, width]; not for bf16
-  unsigned* finished = nullptr; // [jobs * width / group], 0 before the first launch; not for bf16
+  void* values = nullptr;        // int8, or bf16 for bf16 weights
+  float* scales = nullptr;       // [jobs, tokens, width / group]
+  float* sums = nullptr;         // likewise, int4
+  float* unquantized = nullptr;  // [jobs, tokens, width]; not for bf16
+  unsigned* finished = nullptr;  // [jobs * width / group], 0 before the first launch; not for bf16
 };
 
 enum class RouterScore { sigmoid, softmax_normalised };
 
-// What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be step.
+// What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
+// step.
 struct MissPostTarget {
   float* x = nullptr;        // [tokens, hidden], normed
   int* experts = nullptr;    // [tokens, k]
@@ -87,8 +90,8 @@ struct DecodeRouter {
   int experts = 0, k = 0, tokens = 1, slices = 0;  // slices: of an expert
   int64_t hidden = 0;
   RouterScore score = RouterScore::sigmoid;
-  const void* weight = nullptr;        // bf16 [experts, hidden]
-  const int* forced = nullptr;         // [tokens, k]: chosen already, or null
+  const void* weight = nullptr;  // bf16 [experts, hidden]
+  const int* forced = nullptr;   // [tokens, k]: chosen already, or null
   NormedInput input;
   const std::byte* const* device_table = nullptr;  // [experts * slices]: null where not resident
   const std::byte* const* host_table = nullptr;    // likewise, mapped host addresses; null: all are resident
@@ -99,8 +102,8 @@ struct DecodeRouter {
   const std::byte* fetch_slots = nullptr;
   uint64_t slice_bytes = 0;
   JobList *resident = nullptr, *zero_copy = nullptr, *fetched = nullptr;
-  int* chosen = nullptr;     // [tokens, k], by rank
-  float* weights = nullptr;  // [tokens, experts]: 0 where not chosen
+  int* chosen = nullptr;              // [tokens, k], by rank
+  float* weights = nullptr;           // [tokens, experts]: 0 where not chosen
   unsigned char* computed = nullptr;  // by position: 1 if the GPU computes (a part of) it
   int* positions = nullptr;           // one: how many routed slices the step has
   MissPostTarget post;                // posted null: nothing is posted
@@ -112,7 +115,8 @@ void decode_router(const DecodeRouter& router, void* stream);
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-constexpr int zero_copy_groups(int missed_groups, unsigned share) {
+    constexpr int
+    zero_copy_groups(int missed_groups, unsigned share) {
   return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
 }
 
@@ -135,8 +139,8 @@ struct DecodeGateUp {
 };
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
 
-// fixed: sum over the fixed jobs of down * hidden; routed: of the list's, in their order, each times the token's
-// weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart.
+// fixed: sum over the fixed jobs of down * hidden; routed: of the list's, in their order, each times the
+// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart.
 struct DecodeDown {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;
@@ -148,10 +152,10 @@ struct DecodeDown {
   const float* output_weights = nullptr;  // [tokens, experts]
   int experts = 0;
   HiddenActivations hidden_activations;
-  int blocks = 0;                   // 0: one for each multiprocessor
-  float* residual = nullptr;        // [tokens, hidden]
-  float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
-  float* partials = nullptr;        // [positions, tokens, hidden]; likewise
+  int blocks = 0;              // 0: one for each multiprocessor
+  float* residual = nullptr;   // [tokens, hidden]
+  float* fixed_sum = nullptr;  // [tokens, hidden]; instead of residual
+  float* partials = nullptr;   // [positions, tokens, hidden]; likewise
 };
 void decode_down(const DecodeDown& down, void* stream);
 
@@ -162,10 +166,10 @@ struct DecodeCombine {
   const float *fixed_sum = nullptr, *partials = nullptr;
   const unsigned char* computed = nullptr;
   const int* positions = nullptr;
-  const float* from_cpu = nullptr;  // [tokens, hidden], mapped host memory, or null
+  const float* from_cpu = nullptr;     // [tokens, hidden], mapped host memory, or null
   const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
   const unsigned* step = nullptr;
-  unsigned* error = nullptr;         // set to 1 + layer when cpu_done does not come in time
+  unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
   int layer = 0;
   float* residual = nullptr;
 };
@@ -174,6 +178,7 @@ void decode_combine(const DecodeCombine& combine, void* stream);
 // Waits until *flag (device or mapped memory) is step; sets error to 1 + layer after the time-out.
 void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream);
 constexpr unsigned kWaitLimitMs = 500;
+constexpr unsigned kNotFinite = ~0u;  // as a step's error: the best logit is NaN or infinite
 
 // What a step is told, in mapped host memory, and its copy in device memory, where the kernels read it.
 struct StepInput {
@@ -187,7 +192,7 @@ struct DecodeBegin {
   StepInput* state = nullptr;        // device
   int tokens = 1;
   int64_t hidden = 0;
-  const void* embedding = nullptr;   // bf16 [vocab, hidden], device or mapped host memory
+  const void* embedding = nullptr;  // bf16 [vocab, hidden], device or mapped host memory
   float* residual = nullptr;
   const int* tables_from = nullptr;  // block tables and forced experts: mapped
   int* tables_to = nullptr;          // device
@@ -203,7 +208,7 @@ struct StepOutput {
   unsigned error = 0;
   unsigned step = 0;
 };
-void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state, StepOutput* out,
-                int tokens, void* stream);
+void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state,
+                StepOutput* out, int tokens, void* stream);
 
 }  // namespace lighter::kernels

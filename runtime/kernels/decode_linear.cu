@@ -6,8 +6,6 @@
 namespace lighter::kernels {
 namespace {
 
-constexpr int64_t kMostSharedBytes = 111 * 1024;  // so that the next kernel's blocks fit beside this one's
-
 struct Linear {
   RowShape row;
   StreamShape stream;
@@ -105,9 +103,9 @@ void run(const DecodeLinear& linear, void* stream) {
   a.best = linear.best;
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(linear.columns, B) + B * kStreamWarps * 4;
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest, kMostSharedBytes);
-  launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32, a.stream.bytes() + rest,
-         stream, "linear", a);
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
+  launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
+         a.stream.bytes() + rest, stream, "linear", a);
 }
 
 }  // namespace

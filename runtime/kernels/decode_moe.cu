@@ -1,6 +1,6 @@
-// The experts' two halves. gate_up: a block has some consecutive pairs of gate and up rows of the fixed slices
-// and some of the list's, a warp takes every kStreamWarps-th. down: a block has some output rows of all slices
-// and adds up the slices in their order.
+// The experts' two halves. gate_up: a block has some consecutive pairs of gate and up rows of the fixed
+// slices and some of the list's, a warp takes every kStreamWarps-th. down: a block has some output rows of
+// all slices and adds up the slices in their order.
 #include <algorithm>
 
 #include "runtime/kernels/decode_router.cuh"
@@ -10,7 +10,6 @@
 namespace lighter::kernels {
 namespace {
 
-constexpr int64_t kMostSharedBytes = 111 * 1024;  // so that the next kernel's blocks fit beside this one's
 constexpr int kThreads = kStreamWarps * 32;
 
 // Byte offsets in a slice; matrices: 0 gate, 1 up, 2 down.
@@ -151,11 +150,12 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
       ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
       ahead_job = job;
     }
-    const std::byte* const from =
-        ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes + ahead_segment * a.row.segment_bytes;
+    const std::byte* const from = ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes +
+                                  ahead_segment * a.row.segment_bytes;
     const int64_t side = static_cast<int64_t>(in_slice) * a.row.side;
     const bool sides = Format<F>::quantized && ahead_segment == 0;
-    stream.issue(from, a.row.segment_bytes, sides ? ahead_slice + layout.scales(ahead_matrix) + side : nullptr,
+    stream.issue(from, a.row.segment_bytes,
+                 sides ? ahead_slice + layout.scales(ahead_matrix) + side : nullptr,
                  sides && Format<F>::minimums ? ahead_slice + layout.minimums(ahead_matrix) + side : nullptr,
                  a.row.side);
     ++in_flight;
@@ -200,7 +200,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
       float gate[B], up[B];
       dot_row<F, B>(stream, a.row, x, lane, gate, refill);
       dot_row<F, B>(stream, a.row, x, lane, up, refill);
-      const int64_t to = static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
+      const int64_t to =
+          static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
 #pragma unroll
       for (int b = 0; b < B; ++b) {
         if (lane != b) continue;
@@ -266,21 +267,23 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.out = g.out;
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest, kMostSharedBytes);
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
   const int64_t bytes = a.stream.bytes() + rest;
   if (g.router == nullptr) {
-    launch(gate_up_kernel<F, B>, dim3(g.blocks > 0 ? g.blocks : processors()), kThreads, bytes, stream, "gate and up", a);
+    launch(gate_up_kernel<F, B>, dim3(g.blocks > 0 ? g.blocks : processors()), kThreads, bytes, stream,
+           "gate and up", a);
     return;
   }
   a.ready = g.ready;
   a.step = g.router->step;
   launch(routed_gate_up_kernel<F, B>, dim3(processors()), kThreads,
-         std::max(bytes, router_bytes(g.hidden, B)), stream, "gate and up with routing", a, *g.router, g.ready);
+         std::max(bytes, router_bytes(g.hidden, B)), stream, "gate and up with routing", a, *g.router,
+         g.ready);
 }
 
 struct Down {
   StreamShape stream;
-  int hidden, width, rows, row_bytes;  // rows: of a unit
+  int hidden, width, rows, row_bytes, row_shift;  // rows: of a unit; 16 << row_shift is row_bytes
   const std::byte* fixed;
   int fixed_jobs;
   const JobList* list;
@@ -311,21 +314,25 @@ __global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant
   const int row_side = static_cast<int>(side_bytes<F>(a.width));
   int jobs = a.fixed_jobs, partial_groups = groups;  // partial_groups: of the last job
 
-  int ahead = warp, in_flight = 0;  // unit: job * chunks + chunk
+  int ahead_job = warp / chunks, ahead_chunk = warp % chunks, in_flight = 0;
   const auto fill = [&] {
-    for (; in_flight < a.stream.stages && ahead < jobs * chunks; ahead += kStreamWarps, ++in_flight) {
-      const int job = ahead / chunks, row = first_row + ahead % chunks * a.rows;
-      const std::byte* const slice = job < a.fixed_jobs ? a.fixed + job * layout.bytes()
-                                                        : slice_at(a.list->entries[job - a.fixed_jobs]);
+    for (; in_flight < a.stream.stages && ahead_job < jobs; ++in_flight) {
+      const int job = ahead_job, row = first_row + ahead_chunk * a.rows;
+      const std::byte* const slice =
+          job < a.fixed_jobs ? a.fixed + job * layout.bytes() : slice_at(a.list->entries[job - a.fixed_jobs]);
       const std::byte* const from = slice + layout.matrix(2) + static_cast<int64_t>(row) * a.row_bytes;
-      const std::byte* const scales = Format<F>::quantized ? slice + layout.scales(2) + row * row_side : nullptr;
-      const std::byte* const minimums = Format<F>::minimums ? slice + layout.minimums(2) + row * row_side : nullptr;
+      const std::byte* const scales =
+          Format<F>::quantized ? slice + layout.scales(2) + row * row_side : nullptr;
+      const std::byte* const minimums =
+          Format<F>::minimums ? slice + layout.minimums(2) + row * row_side : nullptr;
       if (job == jobs - 1 && partial_groups < groups) {
         const auto bytes = static_cast<uint32_t>(Format<F>::bytes(partial_groups * group));
         stream.issue_rows(from, a.rows, bytes, a.row_bytes, scales, minimums, a.rows * row_side);
       } else {
         stream.issue(from, a.rows * a.row_bytes, scales, minimums, a.rows * row_side);
       }
+      ahead_chunk += kStreamWarps;
+      for (; ahead_chunk >= chunks; ahead_chunk -= chunks) ++ahead_job;
     }
   };
   if (lane == 0) fill();
@@ -355,27 +362,30 @@ __global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant
   }
   __syncthreads();
 
-  const int row_pieces = a.row_bytes / 16, pieces = a.rows * row_pieces;
+  const int row_pieces = 1 << a.row_shift, pieces = a.rows * row_pieces;
   const int lanes = min(row_pieces, 32);  // that share a row
-  for (int unit = warp; unit < jobs * chunks; unit += kStreamWarps) {
-    const int job = unit / chunks, chunk = unit % chunks;
+  int job = warp / chunks, chunk = warp % chunks;
+  for (; job < jobs; chunk += kStreamWarps) {
+    for (; chunk >= chunks; chunk -= chunks) ++job;
+    if (job >= jobs) break;
     const int valid = (job == jobs - 1 ? partial_groups : groups) * group / Format<F>::piece_values;
     const SharedX x = {x_q + job * B * values_bytes, x_scales + job * B * groups, x_sums + job * B * groups};
     const std::byte* const weights = stream.wait();
     const std::byte* const sides = stream.side();
     float sum[B] = {};
+#pragma unroll 4
     for (int i = lane; i < pieces; i += 32) {
-      const int row = i / row_pieces, piece = i % row_pieces;
+      const int row = i >> a.row_shift, piece = i & (row_pieces - 1);
       if (piece < valid) {
         const std::byte* const scales = sides + row * row_side;
-        dot_piece<F, B>(*reinterpret_cast<const uint4*>(weights + i * 16), scales, scales + a.rows * row_side, x,
-                        a.width, piece, sum);
+        dot_piece<F, B>(*reinterpret_cast<const uint4*>(weights + i * 16), scales, scales + a.rows * row_side,
+                        x, a.width, piece, sum);
       }
-      if ((i - lane + 32) % row_pieces == 0 || row_pieces < 32) {  // the row is complete
+      if (((i - lane + 32) & (row_pieces - 1)) == 0 || row_pieces < 32) {  // the row is complete
 #pragma unroll
         for (int b = 0; b < B; ++b) {
           for (int step = lanes / 2; step > 0; step /= 2) sum[b] += __shfl_xor_sync(~0u, sum[b], step);
-          if (lane % lanes == 0) parts[(job * my_rows + chunk * a.rows + row) * B + b] = sum[b];
+          if ((lane & (lanes - 1)) == 0) parts[(job * my_rows + chunk * a.rows + row) * B + b] = sum[b];
           sum[b] = 0;
         }
       }
@@ -407,9 +417,10 @@ __global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant
         routed = __fadd_rn(routed, value);
       }
     }
-    if (a.partials == nullptr) {
+    if (a.residual != nullptr) {
       a.residual[at] = __fadd_rn(a.residual[at], __fadd_rn(fixed, routed));
-    } else if (a.fixed_sum != nullptr) {
+    }
+    if (a.fixed_sum != nullptr) {
       a.fixed_sum[at] = fixed;
     }
   }
@@ -421,6 +432,7 @@ void run_down(const DecodeDown& d, void* stream) {
   a.hidden = static_cast<int>(d.hidden);
   a.width = static_cast<int>(d.width);
   a.row_bytes = static_cast<int>(Format<F>::bytes(d.width));
+  while (16 << a.row_shift < a.row_bytes) ++a.row_shift;
   const int row_side = static_cast<int>(side_bytes<F>(d.width));
   a.rows = 8;
   while (a.rows * a.row_bytes > kStageBytes) a.rows /= 2;
@@ -441,16 +453,16 @@ void run_down(const DecodeDown& d, void* stream) {
   const int blocks = std::min(d.blocks > 0 ? d.blocks : processors(), a.hidden / a.rows);
   a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
   a.stream.side_bytes = a.rows * row_side * (Format<F>::minimums ? 2 : 1);
-  const int64_t rest =
-      static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(d.width, B) + a.most_rows * B * 4);
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest, kMostSharedBytes);
+  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(d.width, B) + a.most_rows * B * 4);
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
   launch(down_kernel<F, B>, dim3(blocks), kThreads, a.stream.bytes() + rest, stream, "down", a);
 }
 
 }  // namespace
 
 void decode_router(const DecodeRouter& router, void* stream) {
-  launch(router_kernel, dim3(1), kThreads, router_bytes(router.hidden, router.tokens), stream, "router", router);
+  launch(router_kernel, dim3(1), kThreads, router_bytes(router.hidden, router.tokens), stream, "router",
+         router);
 }
 
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {

@@ -21,8 +21,8 @@ __host__ __device__ inline int64_t router_bytes(int64_t hidden, int tokens) {
   return hidden * tokens * 4 + static_cast<int64_t>(sizeof(RouterScratch));
 }
 
-__device__ inline void normed_in_fp32(const NormedInput& input, float* to, RouterScratch& scratch, int columns,
-                                      int tokens) {
+__device__ inline void normed_in_fp32(const NormedInput& input, float* to, RouterScratch& scratch,
+                                      int columns, int tokens) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto* const weight = static_cast<const __nv_bfloat16*>(input.weight);
   for (int token = 0; token < tokens; ++token) {

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
   const int token = blockIdx.x;
   if (token < b.tokens) {
     const int id = b.input->tokens[token];
-    const auto* const row = static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(id) * (b.hidden / 8);
+    const auto* const row =
+        static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(id) * (b.hidden / 8);
     float* const to = b.residual + token * b.hidden;
     for (int i = threadIdx.x; i < b.hidden / 8; i += kThreads) {
       const uint4 v = row[i];
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
   for (int i = threadIdx.x; i < b.table_entries; i += kThreads) b.tables_to[i] = b.tables_from[i];
   constexpr int words = sizeof(StepInput) / 4;
   if (threadIdx.x < words) {
-    reinterpret_cast<unsigned*>(b.state)[threadIdx.x] = reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
+    reinterpret_cast<unsigned*>(b.state)[threadIdx.x] =
+        reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
   }
   if (threadIdx.x == 0) *b.error = 0;
 }
@@ -72,7 +74,8 @@ __global__ void end_kernel(const unsigned long long* best, const unsigned* error
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) {
-    out->error = *error;
+    constexpr unsigned infinity = 0xff800000u;  // as ranked
+    out->error = static_cast<unsigned>(best[0] >> 32) >= infinity ? kNotFinite : *error;
     __threadfence_system();
     *reinterpret_cast<volatile unsigned*>(&out->step) = state->step;
   }
@@ -112,8 +115,8 @@ void decode_begin(const DecodeBegin& begin, void* stream) {
   launch(begin_kernel, dim3(begin.tokens + 1), kThreads, 0, stream, "begin of a step", begin);
 }
 
-void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state, StepOutput* out,
-                int tokens, void* stream) {
+void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state,
+                StepOutput* out, int tokens, void* stream) {
   launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", best, error, state, out, tokens);
 }
 

@@ -1,8 +1,8 @@
 // Activations of a decode step in shared memory, and the dot products of streamed weights with them.
 //
 // int8 and int4 weights meet activations quantized to int8 (runtime/quant/activations.h has the same rule: a
-// scale a group, max|x| / 127, q = rint(x / scale)); dots within a group are exact integers. bf16 weights meet
-// bf16 activations in fp32. What one thread adds, and in which order, depends on the shapes alone.
+// scale a group, max|x| / 127, q = rint(x / scale)); dots within a group are exact integers. bf16 weights
+// meet bf16 activations in fp32. What one thread adds, and in which order, depends on the shapes alone.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -46,8 +46,8 @@ __host__ __device__ constexpr int64_t side_bytes(int64_t values) {
   return Format<F>::quantized ? values / Format<F>::group * 2 : 0;
 }
 
-// values: bf16 [tokens, columns], or int8 [tokens, columns]. For int4 weights a token's int8 lie in two planes,
-// each group's first and second half, since a byte of weights holds one value of each.
+// values: bf16 [tokens, columns], or int8 [tokens, columns]. For int4 weights a token's int8 lie in two
+// planes, each group's first and second half, since a byte of weights holds one value of each.
 struct SharedX {
   std::byte* values;
   float* scales;  // [tokens, columns / group]
@@ -139,8 +139,8 @@ __device__ void load_x(const SharedX& x, const float* from, int columns, int war
 // The same of the normed residual: x * rsqrt(mean(x^2) + eps) * weight, in fp32. scratch: B * kStreamWarps
 // floats. Ends with a barrier.
 template <WeightFormat F, int B>
-__device__ void load_normed_x(const SharedX& x, const NormedInput& input, float* scratch, int columns, int warp,
-                              int lane) {
+__device__ void load_normed_x(const SharedX& x, const NormedInput& input, float* scratch, int columns,
+                              int warp, int lane) {
   constexpr int most = 8;  // chunks of a warp that stay in registers: columns <= 8192
   const int chunks = columns / 128;
   const auto* const weights = reinterpret_cast<const uint2*>(input.weight);
@@ -187,10 +187,11 @@ __device__ inline float half_of(const std::byte* halves, int i) {
   return __half2float(reinterpret_cast<const __half*>(halves)[i]);
 }
 
-// One 16-byte piece of weights, number `piece` of its row, with the same piece of x. scales, minimums: the row's.
+// One 16-byte piece of weights, number `piece` of its row, with the same piece of x. scales, minimums: the
+// row's.
 template <WeightFormat F, int B>
-__device__ void dot_piece(uint4 w, const std::byte* scales, const std::byte* minimums, const SharedX& x, int columns,
-                          int piece, float (&sum)[B]) {
+__device__ void dot_piece(uint4 w, const std::byte* scales, const std::byte* minimums, const SharedX& x,
+                          int columns, int piece, float (&sum)[B]) {
   if constexpr (F == WeightFormat::bf16) {
     const uint32_t ws[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
@@ -258,13 +259,20 @@ RowShape row_shape(int64_t columns) {
   return row;
 }
 
-// The most stages that leave room for `rest` within `limit` bytes of shared memory. Throws ConfigError for none.
-inline int stages_that_fit(int side_bytes, int64_t rest, int64_t limit) {
-  for (int stages = kMostStages; stages > 0; --stages) {
-    if (StreamShape{stages, side_bytes}.bytes() + rest <= limit) return stages;
+// The stages of a ring beside `rest` bytes of shared memory: as many as leave room for the next kernel's
+// blocks on the same multiprocessor, or, where not even two do, two. Throws ConfigError if two are too many.
+inline int stages_that_fit(int side_bytes, int64_t rest) {
+  constexpr int64_t half = 111 * 1024, all = 226 * 1024;
+  const auto fits = [&](int stages, int64_t limit) {
+    return StreamShape{stages, side_bytes}.bytes() + rest <= limit;
+  };
+  for (int stages = kMostStages; stages > 1; --stages) {
+    if (fits(stages, half)) return stages;
   }
-  throw ConfigError("a decode step needs " + std::to_string(rest) + " bytes of shared memory for activations, more than " +
-                    std::to_string(limit) + "; decode fewer sequences at once, or set offload.decode: eager");
+  if (fits(2, all)) return 2;
+  throw ConfigError("a decode step needs " + std::to_string(rest) +
+                    " bytes of shared memory for activations, more than " + std::to_string(all) +
+                    "; set decode: eager");
 }
 
 // Calls call(format, tokens) with both as compile-time constants.

@@ -1,8 +1,8 @@
 // A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that its first lane
 // issues ahead. Weights never change, so the ring is filled before the previous kernel has ended.
 //
-// A stage holds one piece of weights of up to kStageBytes. Scales (and minima) come with a piece when there are
-// any, into the side ring, whose slots are used in turn by the pieces that bring some.
+// A stage holds one piece of weights of up to kStageBytes. Scales (and minima) come with a piece when there
+// are any, into the side ring, whose slots are used in turn by the pieces that bring some.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,14 +30,15 @@ __device__ inline void barriers_are_made() {
 }
 
 __device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
 
 // Both ends and bytes are multiples of 16.
 __device__ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-      "r"(bytes), "r"(barrier)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
 
@@ -72,9 +73,11 @@ class WarpStream {
   // memory: of the whole block, bytes() at a multiple of 128.
   __device__ WarpStream(std::byte* memory, const StreamShape& shape, int warp, int lane) : shape_(shape) {
     stages_ = memory + warp * shape.stages * kStageBytes;
-    sides_ = memory + kStreamWarps * shape.stages * kStageBytes + warp * shape.side_slots() * shape.side_bytes;
-    barriers_ = to_shared(memory + kStreamWarps * (shape.stages * kStageBytes + shape.side_slots() * shape.side_bytes) +
-                          warp * kMostStages * 8);
+    sides_ =
+        memory + kStreamWarps * shape.stages * kStageBytes + warp * shape.side_slots() * shape.side_bytes;
+    barriers_ = to_shared(
+        memory + kStreamWarps * (shape.stages * kStageBytes + shape.side_slots() * shape.side_bytes) +
+        warp * kMostStages * 8);
     if (lane == 0) {
       for (int i = 0; i < shape.stages; ++i) barrier_init(barriers_ + i * 8);
       barriers_are_made();
@@ -83,8 +86,8 @@ class WarpStream {
   }
 
   // One lane: the next piece. scales and minimums: side bytes each, or none.
-  __device__ void issue(const std::byte* weights, uint32_t bytes, const std::byte* scales, const std::byte* minimums,
-                        uint32_t side_bytes) {
+  __device__ void issue(const std::byte* weights, uint32_t bytes, const std::byte* scales,
+                        const std::byte* minimums, uint32_t side_bytes) {
     const uint32_t barrier = begin_issue(bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
     bulk_copy(to_shared(stages_ + in_ * kStageBytes), weights, bytes, barrier);
     issue_side(scales, minimums, side_bytes, barrier);
@@ -97,7 +100,8 @@ class WarpStream {
     const uint32_t barrier =
         begin_issue(rows * row_bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
     for (int i = 0; i < rows; ++i) {
-      bulk_copy(to_shared(stages_ + in_ * kStageBytes) + i * stride, weights + i * stride, row_bytes, barrier);
+      bulk_copy(to_shared(stages_ + in_ * kStageBytes) + i * stride, weights + i * stride, row_bytes,
+                barrier);
     }
     issue_side(scales, minimums, side_bytes, barrier);
     end_issue();

@@ -24,6 +24,7 @@ class BlockTable {
 
   // Row of the key at this position in the group's storage.
   int64_t row(int sequence, int64_t position) const;
+  const std::vector<int64_t>& blocks(int sequence) const { return held_[sequence]; }
   // The first position that a query at `position` may attend to.
   int64_t first_visible(int64_t position) const { return window_ == 0 ? 0 : position / window_ * window_; }
 

@@ -76,6 +76,13 @@ void KvCache::write(int layer, const StepIndex& index, const at::Tensor& keys, c
   values_[layer].index_copy_(0, rows, values);
 }
 
+void KvCache::reserve(int sequence, int64_t position) {
+  for (const bool is_chunked : {false, true}) {
+    if (std::find(shape_.chunked.begin(), shape_.chunked.end(), is_chunked) == shape_.chunked.end()) continue;
+    tables_[is_chunked].extend(sequence, position);
+  }
+}
+
 void KvCache::release(int sequence) {
   for (BlockTable& table : tables_) table.release(sequence);
 }

@@ -61,6 +61,12 @@ class KvCache {
     return values_[layer].index_select(0, reads.rows);
   }
 
+  // For kernels that find the rows themselves: reserves the position's blocks, and gives a group's table.
+  void reserve(int sequence, int64_t position);
+  const BlockTable& table(bool chunked) const { return tables_[chunked]; }
+  void* key_data(int layer) const { return keys_[layer].data_ptr(); }
+  void* value_data(int layer) const { return values_[layer].data_ptr(); }
+
   void release(int sequence);
   const KvShape& shape() const { return shape_; }
 

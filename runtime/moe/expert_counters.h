@@ -23,6 +23,10 @@ struct ExpertCounters {
   }
   uint64_t bytes_moved() const { return demand_bytes + prefetch_bytes; }
 
+  ExpertCounters operator+(const ExpertCounters& other) const {
+    ExpertCounters negative;
+    return *this - (negative - other);
+  }
   ExpertCounters operator-(const ExpertCounters& before) const {
     ExpertCounters d = *this;
     d.slices_used -= before.slices_used;

@@ -8,20 +8,24 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
+#include <optional>
 #include <vector>
 
 #include "runtime/moe/expert_counters.h"
 #include "runtime/moe/expert_id.h"
+#include "runtime/quant/packed_weight.h"
 
 namespace lighter {
 
 // Where a token's routing weight goes: Llama 4 scales what enters the expert, others what leaves it.
 enum class WeightOn { input, output };
 
-// The expert that serves every token, resident always. Empty tensors where a model has none.
+// The expert that serves every token, resident always: two tensors, or packed.
 struct SharedExpert {
   at::Tensor gate_up;  // [2 · ffn, hidden]
   at::Tensor down;     // [hidden, ffn]
+  std::optional<PackedWeight> packed;
 };
 
 // Experts that a coming layer will perhaps choose.
@@ -36,6 +40,13 @@ struct MoeStep {
   at::Tensor weights;  // [tokens, k], on the device
   WeightOn weight_on = WeightOn::output;
   std::vector<RoutingHint> hints;
+};
+
+// Where every slice is, for kernels that find slices by themselves.
+struct SlicePlaces {
+  uint64_t version = 0;                  // another one when anything has changed; never 0
+  std::vector<const std::byte*> device;  // by grid index; null: not on the device
+  std::vector<const std::byte*> host;    // likewise; null: no home on the host
 };
 
 struct StepLimits {
@@ -62,6 +73,10 @@ class ExpertExecutor {
   // How many layers ahead hints are useful; 0: none.
   virtual int hint_depth() const { return 0; }
   virtual ExpertCounters counters() const = 0;
+
+  // What they say holds until the next enqueue().
+  virtual SlicePlaces slice_places() const = 0;
+  virtual uint64_t places_version() const = 0;
 };
 
 }  // namespace lighter

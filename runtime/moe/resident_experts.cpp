@@ -1,7 +1,7 @@
 #include "runtime/moe/resident_experts.h"
 
+#include "runtime/moe/packed_ffn.h"
 #include "runtime/moe/routed_sum.h"
-#include "runtime/moe/swiglu.h"
 
 namespace lighter {
 
@@ -28,6 +28,13 @@ void ResidentExperts::load(const SliceSource& source, const Progress& progress) 
   }
 }
 
+SlicePlaces ResidentExperts::slice_places() const {
+  SlicePlaces places{1, {}, {}};
+  for (size_t i = 0; i < grid_.total_slices(); ++i) places.device.push_back(memory_.data() + i * grid_.slice_bytes);
+  places.host.resize(places.device.size());
+  return places;
+}
+
 void ResidentExperts::prepare(const StepLimits&, std::vector<SharedExpert> shared) {
   shared_ = std::move(shared);
 }
@@ -35,7 +42,7 @@ void ResidentExperts::prepare(const StepLimits&, std::vector<SharedExpert> share
 void ResidentExperts::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   const HostRouting routing = group_by_expert(step.experts.cpu(), grid_.experts);
   at::Tensor shared;
-  if (!shared_.empty()) shared = swiglu(step.hidden, shared_[layer].gate_up, shared_[layer].down);
+  if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
   RoutedSum sum(device_, *format_, step, routing);
   for (const int expert : routing.experts) {
     for (int i = 0; i < grid_.slices; ++i) {

@@ -24,6 +24,8 @@ class ResidentExperts : public ExpertExecutor {
   void between_steps() override {}
   bool capturable() const override { return false; }  // It groups the tokens by expert on the host.
   ExpertCounters counters() const override { return counters_; }
+  SlicePlaces slice_places() const override;
+  uint64_t places_version() const override { return 1; }
 
  private:
   Device& device_;

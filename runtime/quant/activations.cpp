@@ -1,5 +1,9 @@
 #include "runtime/quant/activations.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -47,6 +51,22 @@ LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* values, int64_t group
   if (size == 128) return quantize_groups<128>(values, groups, q, scales);
   quantize_groups<64>(values, groups, q, scales);
 }
+
+// Sums of 4 neighbours, in 32 bits.
+LIGHTER_AVX2 inline __m256i sum_fours(const int8_t* q) {
+  const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+  const __m256i twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), four);
+  return _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+}
+
+LIGHTER_AVX2 void correct_lanes_avx2(const int8_t* q, int64_t groups, int32_t* corrections) {
+  for (int64_t half = 0; half < 2 * groups; ++half) {
+    const int8_t* from = q + half / 2 * 128 + half % 2 * 32;
+    const __m256i sums = _mm256_add_epi32(sum_fours(from), sum_fours(from + 64));
+    const __m256i taken = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-128));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(corrections + half * 8), taken);
+  }
+}
 #endif
 
 // size: values a group, 128 or 64.
@@ -61,6 +81,11 @@ void quantize(int64_t size, const float* values, int64_t groups, int8_t* q, floa
 }  // namespace
 
 void QuantizedActivations::assign(SliceEncoding encoding, const float* x, int64_t tokens, int64_t columns) {
+  resize(encoding, tokens, columns);
+  for (int64_t token = 0; token < tokens; ++token) assign_row(token, x + token * columns);
+}
+
+void QuantizedActivations::resize(SliceEncoding encoding, int64_t tokens, int64_t columns) {
   encoding_ = encoding;
   tokens_ = tokens;
   columns_ = columns;
@@ -68,28 +93,33 @@ void QuantizedActivations::assign(SliceEncoding encoding, const float* x, int64_
   const auto grow = [](auto& vector, int64_t size) {
     if (static_cast<int64_t>(vector.size()) < size) vector.resize(size);
   };
-  grow(values_, tokens * columns);
+  grow(values_, tokens * row_bytes());
   grow(scales_, tokens * (groups_ + kRepeat));
   if (encoding == SliceEncoding::int8) {
     grow(corrections_, tokens * groups_ * kLanes);
   } else {
     grow(scaled_sums_, tokens * padded_groups());
   }
-  for (int64_t token = 0; token < tokens; ++token) {
-    float* scales = scales_.data() + token * (groups_ + kRepeat);
-    int8_t* values = values_.data() + token * columns;
-    quantize(group_size(encoding), x + token * columns, groups_, values, scales);
-    for (int64_t i = 0; i < kRepeat; ++i) scales[groups_ + i] = scales[i];
-    if (encoding == SliceEncoding::int8) {
-      correct_lanes(token);
-    } else {
-      interleave_pairs(token);
-    }
+}
+
+void QuantizedActivations::assign_row(int64_t token, const float* x) {
+  float* scales = scales_.data() + token * (groups_ + kRepeat);
+  int8_t* values = values_.data() + token * row_bytes();
+  quantize(group_size(encoding_), x, groups_, values, scales);
+  for (int64_t i = 0; i < kRepeat; ++i) scales[groups_ + i] = scales[i];
+  std::fill(values + columns_, values + row_bytes(), int8_t{0});
+  if (encoding_ == SliceEncoding::int8) {
+    correct_lanes(token);
+  } else {
+    interleave_pairs(token);
   }
 }
 
 void QuantizedActivations::correct_lanes(int64_t token) {
   int32_t* corrections = corrections_.data() + token * groups_ * kLanes;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return correct_lanes_avx2(values(token), groups_, corrections);
+#endif
   const int8_t* q = values(token);
   for (int64_t group = 0; group < groups_; ++group, q += 128, corrections += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -102,18 +132,15 @@ void QuantizedActivations::correct_lanes(int64_t token) {
 
 void QuantizedActivations::interleave_pairs(int64_t token) {
   float* sums = scaled_sums_.data() + token * padded_groups();
-  int8_t* q = values_.data() + token * columns_;
+  int8_t* q = values_.data() + token * row_bytes();
   const auto sum = [](const int8_t* group) {
     int32_t total = 0;
     for (int i = 0; i < 64; ++i) total += group[i];
     return static_cast<float>(total);
   };
-  for (int64_t group = 0; group < groups_; group += 2, q += 128) {
-    sums[group] = scales(token)[group] * sum(q);
-    sums[group + 1] = scales(token)[group + 1] * sum(q + 64);
-    std::swap_ranges(q + 32, q + 64, q + 64);
-  }
+  for (int64_t group = 0; group < groups_; ++group) sums[group] = scales(token)[group] * sum(q + group * 64);
   std::fill(sums + groups_, sums + padded_groups(), 0.0f);
+  for (int64_t group = 0; group < groups_; group += 2, q += 128) std::swap_ranges(q + 32, q + 64, q + 64);
 }
 
 }  // namespace lighter

@@ -3,7 +3,8 @@
 //
 // Symmetric in groups of the weights' group size: a = scale * q, scale = max|a| / 127 in fp32, q = rint(a /
 // scale); a group of zeros has scale 0 and q 0. A group that holds a NaN or an infinity gets scale NaN, so
-// that it shows in the results. Grows and keeps its memory; assign() is not thread-safe, reading is.
+// that it shows in the results. Grows and keeps its memory. Reading is thread-safe, and so is assign_row() of
+// different rows; the others are not.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,11 @@ class QuantizedActivations {
   // 32-bit lanes of a dot product: lane l sums what lies at bytes 4l to 4l + 3 of each 64 bytes of values().
   static constexpr int64_t kLanes = 16;
 
-  // x: [tokens, columns], any alignment. columns: a multiple of 128. encoding: int8 or int4.
+  // x: [tokens, columns], any alignment. columns: a multiple of the group size. encoding: int8 or int4.
   void assign(SliceEncoding encoding, const float* x, int64_t tokens, int64_t columns);
+  // The same in steps: room for the rows, then each row.
+  void resize(SliceEncoding encoding, int64_t tokens, int64_t columns);
+  void assign_row(int64_t token, const float* x);
 
   SliceEncoding encoding() const { return encoding_; }
   int64_t tokens() const { return tokens_; }
@@ -32,8 +36,8 @@ class QuantizedActivations {
   int64_t padded_groups() const { return (groups_ + kLanes - 1) / kLanes * kLanes; }
 
   // [columns]. int8: in order. int4: like the weights' nibbles, two groups A, B to 128 bytes:
-  // A[0, 32) B[0, 32) A[32, 64) B[32, 64).
-  const int8_t* values(int64_t token) const { return values_.data() + token * columns_; }
+  // A[0, 32) B[0, 32) A[32, 64) B[32, 64); after an odd number of groups, one of zeros.
+  const int8_t* values(int64_t token) const { return values_.data() + token * row_bytes(); }
   // [groups + kRepeat].
   const float* scales(int64_t token) const { return scales_.data() + token * (groups_ + kRepeat); }
   // int8: [groups, kLanes], -128 * the sum of a lane's values: VNNI multiplies unsigned by signed bytes, so
@@ -44,6 +48,7 @@ class QuantizedActivations {
   const float* scaled_sums(int64_t token) const { return scaled_sums_.data() + token * padded_groups(); }
 
  private:
+  int64_t row_bytes() const { return (columns_ + 127) / 128 * 128; }
   void correct_lanes(int64_t token);
   void interleave_pairs(int64_t token);
 

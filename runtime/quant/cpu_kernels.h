@@ -2,11 +2,11 @@
 // Internal to runtime/quant; users call cpu_slice.h.
 //
 // One arithmetic for all paths, so that their results are equal bit for bit. A row's result is, in fp32,
-//   int8: for each group g in order, for each of 16 lanes l:  a[l] = fma(scale[g] * as[g], float(dot[g][l]),
-//   a[l]) int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the
-//   second;
-//         besides, for each 16 groups (the last are filled up with zeros): m[l] = fma(minimum[l], sums[l],
-//         m[l]); at the end a[l] += m[l]
+//   int8: for each group g in order, for each of 16 lanes l:
+//         a[l] = fma(scale[g] * as[g], float(dot[g][l]), a[l])
+//   int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the second (an
+//         odd last group's partner is zeros); besides, for each 16 groups (the last are filled up with
+//         zeros): m[l] = fma(minimum[l], sums[l], m[l]); at the end a[l] += m[l]
 //   result = a tree over the lanes: l with l + 8, then l + 4, l + 2, l + 1
 // dot[g][l] is the exact integer sum of the products in lane l: bytes 4l to 4l + 3 of each 64 bytes of int8
 // values, or of each 64 nibbles of a pair as QuantizedActivations lays them out.
@@ -17,6 +17,7 @@
 
 #include "runtime/quant/activations.h"
 #include "runtime/quant/packed_slice.h"
+#include "runtime/quant/prefetch_stream.h"
 
 namespace lighter::cpu_kernels {
 
@@ -24,20 +25,32 @@ inline constexpr int64_t kRowBlock = 16;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
-inline constexpr int64_t kPrefetchBytes =
-    8192;  // ahead in the weights; of 1 to 8 KB the best on a Sapphire Rapids
+// Ahead in the weights; of 1 to 8 KB the best on a Sapphire Rapids.
+inline constexpr int64_t kPrefetchBytes = 8192;
 
-// Where the packed rows of one matrix begin.
+// Where the packed rows of one matrix begin, or the same groups of columns of each.
 struct Matrix {
   const uint8_t* values = nullptr;
   const uint16_t* scales = nullptr;
   const uint16_t* minimums = nullptr;  // int4
+  int64_t row_bytes = 0;               // from row to row, of values
+  int64_t row_groups = 0;              // from row to row, of scales and minimums
 };
 
-// result[t * stride + r - first_row] = row r times token t, for rows [first_row, first_row + count);
-// first_row and count are multiples of kRowBlock. Thread-safe.
-using RowsKernel = void (*)(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row,
-                            int64_t count, float* result, int64_t stride);
+// The rows of activations that are multiplied: token t's is index[first + t], or without an index first + t.
+struct Tokens {
+  const QuantizedActivations& rows;
+  const int32_t* index = nullptr;
+  int64_t count = 0;
+  int64_t first = 0;
+
+  int64_t operator[](int64_t token) const { return index == nullptr ? first + token : index[first + token]; }
+};
+
+// result[t * stride + r - first_row] = row r times token t, for rows [first_row, first_row + count).
+// Thread-safe.
+using RowsKernel = void (*)(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count,
+                            float* result, int64_t stride, PrefetchStream& ahead);
 
 struct Kernels {
   RowsKernel int8 = nullptr;

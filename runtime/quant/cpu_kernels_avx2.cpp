@@ -38,11 +38,15 @@ LIGHTER_AVX2 inline float reduce(const Lanes& lanes) {
   return _mm_cvtss_f32(_mm_add_ss(by2, _mm_movehdup_ps(by2)));
 }
 
-// 8 halves, of which `count` are there; the others become 0. An odd count (only gate and up rows of int8 have
-// one, and other scales follow those) reads one more.
+// 8 halves, of which `count` are there; the others become 0 and are not read.
 LIGHTER_AVX2 inline __m256 load_halves(const uint16_t* from, int64_t count) {
   static constexpr int32_t masks[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
-  const int64_t words = std::clamp<int64_t>((count + 1) / 2, 0, 4);
+  if (count < 8 && count > 0 && count % 2 != 0) {
+    alignas(16) uint16_t there[8] = {};
+    std::copy(from, from + count, there);
+    return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(there)));
+  }
+  const int64_t words = std::clamp<int64_t>(count / 2, 0, 4);
   const __m128i mask = _mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 4 - words));
   return _mm256_cvtph_ps(_mm_maskload_epi32(reinterpret_cast<const int*>(from), mask));
 }
@@ -56,17 +60,20 @@ LIGHTER_AVX2 inline void multiply_scales(const uint16_t* scales, const float* ac
   }
 }
 
+template <bool asks>
 LIGHTER_AVX2 inline float row_int8(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
-                                   int64_t token) {
+                                   int64_t token, PrefetchStream& ahead) {
   const int64_t groups = x.groups();
-  const uint8_t* w = matrix.values + row * x.columns();
+  const uint8_t* w = matrix.values + row * matrix.row_bytes;
   const int8_t* a = x.values(token);
   float factors[kMaxGroups8 + 8];
-  multiply_scales(matrix.scales + row * groups, x.scales(token), groups, factors);
+  multiply_scales(matrix.scales + row * matrix.row_groups, x.scales(token), groups, factors);
   Lanes sum{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; ++g, w += 128, a += 128) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchBytes), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchBytes + 64), _MM_HINT_T0);
+    if constexpr (asks) {
+      ahead.ask();
+      ahead.ask();
+    }
     const __m256i low =
         _mm256_add_epi32(dot_signed(load(w), load(a)), dot_signed(load(w + 64), load(a + 64)));
     const __m256i high =
@@ -89,20 +96,21 @@ LIGHTER_AVX2 inline __m256i dot_nibbles(const uint8_t* w, const int8_t* a) {
   return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+template <bool asks>
 LIGHTER_AVX2 inline float row_int4(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
-                                   int64_t token) {
+                                   int64_t token, PrefetchStream& ahead) {
   const int64_t groups = x.groups();
-  const uint8_t* w = matrix.values + row * x.columns() / 2;
+  const uint8_t* w = matrix.values + row * matrix.row_bytes;
   const int8_t* a = x.values(token);
   float factors[kMaxGroups4 + 8];
-  multiply_scales(matrix.scales + row * groups, x.scales(token), groups, factors);
+  multiply_scales(matrix.scales + row * matrix.row_groups, x.scales(token), groups, factors);
   Lanes sum{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; g += 2, w += 64, a += 128) {
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchBytes), _MM_HINT_T0);
+    if constexpr (asks) ahead.ask();
     sum.low = scaled(factors[g], dot_nibbles(w, a), sum.low);
     sum.high = scaled(factors[g + 1], dot_nibbles(w + 32, a + 32), sum.high);
   }
-  const uint16_t* minimums = matrix.minimums + row * groups;
+  const uint16_t* minimums = matrix.minimums + row * matrix.row_groups;
   const float* sums = x.scaled_sums(token);
   Lanes least{_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t g = 0; g < groups; g += 16) {
@@ -113,20 +121,22 @@ LIGHTER_AVX2 inline float row_int4(const Matrix& matrix, const QuantizedActivati
   return reduce({_mm256_add_ps(sum.low, least.low), _mm256_add_ps(sum.high, least.high)});
 }
 
-LIGHTER_AVX2 void rows_int8(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row,
-                            int64_t count, float* result, int64_t stride) {
+LIGHTER_AVX2 void rows_int8(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count,
+                            float* result, int64_t stride, PrefetchStream& ahead) {
   for (int64_t row = 0; row < count; ++row) {
-    for (int64_t token = 0; token < x.tokens(); ++token) {
-      result[token * stride + row] = row_int8(matrix, x, first_row + row, token);
+    result[row] = row_int8<true>(matrix, x.rows, first_row + row, x[0], ahead);
+    for (int64_t token = 1; token < x.count; ++token) {
+      result[token * stride + row] = row_int8<false>(matrix, x.rows, first_row + row, x[token], ahead);
     }
   }
 }
 
-LIGHTER_AVX2 void rows_int4(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row,
-                            int64_t count, float* result, int64_t stride) {
+LIGHTER_AVX2 void rows_int4(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count,
+                            float* result, int64_t stride, PrefetchStream& ahead) {
   for (int64_t row = 0; row < count; ++row) {
-    for (int64_t token = 0; token < x.tokens(); ++token) {
-      result[token * stride + row] = row_int4(matrix, x, first_row + row, token);
+    result[row] = row_int4<true>(matrix, x.rows, first_row + row, x[0], ahead);
+    for (int64_t token = 1; token < x.count; ++token) {
+      result[token * stride + row] = row_int4<false>(matrix, x.rows, first_row + row, x[token], ahead);
     }
   }
 }

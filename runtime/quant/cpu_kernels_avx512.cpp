@@ -22,13 +22,18 @@ template <int tokens>
 struct Block {
   alignas(64) __m512 sums[tokens][kRowBlock];
   const uint8_t* weights;  // of the block's first row
-  int64_t columns, groups;
+  int64_t row_bytes, groups;
   const int8_t* values[tokens];
   const int32_t* corrections[tokens];
-  const float* factors[tokens];  // [kRowBlock, groups]: the weights' scale times the activations'
+  const float* factors[tokens];  // [kRowBlock, factor_stride]: the weights' scale times the activations'
+  int64_t factor_stride;
 };
 
-// factors of one token for the 16 rows, whose scales follow each other.
+LIGHTER_AVX512 inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(0xFFFFu >> std::max<int64_t>(0, 16 - count));
+}
+
+// Factors of one token for 16 rows whose scales follow each other; factor_stride is groups.
 LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, const float* activation_scales,
                                            int64_t groups, float* factors) {
   const int64_t step = 16 % groups;
@@ -43,11 +48,22 @@ LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, const float* 
   }
 }
 
+// The same for `rows` rows of scales that do not; factor_stride is groups, rounded up to 16.
+LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t row_groups, int64_t rows,
+                                           const float* activation_scales, int64_t groups, float* factors) {
+  for (int64_t row = 0; row < rows; ++row, scales += row_groups) {
+    _mm_prefetch(reinterpret_cast<const char*>(scales + kRowBlock * row_groups), _MM_HINT_T0);
+    for (int64_t g = 0; g < groups; g += 16, factors += 16) {
+      const __m512 weight = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), scales + g));
+      _mm512_store_ps(factors, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + g)));
+    }
+  }
+}
+
 // Rows [row, row + rows) of the block.
-template <int rows, int tokens>
-LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
-  const uint8_t* w = block.weights + row * block.columns;
-  const uint8_t* ahead = w + kPrefetchBytes;
+template <int rows, bool asks, int tokens>
+LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
+  const uint8_t* w = block.weights + row * block.row_bytes;
   const int64_t groups = block.groups;
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
   __m512 sums[rows][tokens];
@@ -59,9 +75,11 @@ LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
   for (int64_t g = 0; g < groups; ++g) {
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-      const uint8_t* from = w + r * block.columns + g * 128;
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + (g * rows + r) * 128), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + (g * rows + r) * 128 + 64), _MM_HINT_T0);
+      const uint8_t* from = w + r * block.row_bytes + g * 128;
+      if constexpr (asks) {
+        ahead.ask();
+        ahead.ask();
+      }
       const __m512i w0 = _mm512_xor_si512(_mm512_loadu_si512(from), sign);
       const __m512i w1 = _mm512_xor_si512(_mm512_loadu_si512(from + 64), sign);
 #pragma GCC unroll 4
@@ -70,7 +88,7 @@ LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
         __m512i dot = _mm512_loadu_si512(block.corrections[t] + g * kLanes);
         dot = _mm512_dpbusd_epi32(dot, w0, _mm512_loadu_si512(a));
         dot = _mm512_dpbusd_epi32(dot, w1, _mm512_loadu_si512(a + 64));
-        const __m512 factor = _mm512_set1_ps(block.factors[t][(row + r) * groups + g]);
+        const __m512 factor = _mm512_set1_ps(block.factors[t][(row + r) * block.factor_stride + g]);
         sums[r][t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dot), sums[r][t]);
       }
     }
@@ -82,11 +100,9 @@ LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int row) {
   }
 }
 
-template <int rows, int tokens>
-LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
-  const int64_t row_bytes = block.columns / 2;
-  const uint8_t* w = block.weights + row * row_bytes;
-  const uint8_t* ahead = w + kPrefetchBytes;
+template <int rows, bool asks, int tokens>
+LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
+  const uint8_t* w = block.weights + row * block.row_bytes;
   const int64_t groups = block.groups;
   const __m512i nibble = _mm512_set1_epi8(15);
   const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -99,8 +115,8 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
   for (int64_t g = 0; g < groups; g += 2) {
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + (g / 2 * rows + r) * 64), _MM_HINT_T0);
-      const __m512i both = _mm512_loadu_si512(w + r * row_bytes + g * 32);
+      if constexpr (asks) ahead.ask();
+      const __m512i both = _mm512_loadu_si512(w + r * block.row_bytes + g * 32);
       const __m512i low = _mm512_and_si512(both, nibble);
       const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
 #pragma GCC unroll 4
@@ -108,7 +124,7 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
         const int8_t* a = block.values[t] + g * 64;
         __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(a));
         dot = _mm512_dpbusd_epi32(dot, high, _mm512_loadu_si512(a + 64));
-        const float* two = block.factors[t] + (row + r) * groups + g;
+        const float* two = block.factors[t] + (row + r) * block.factor_stride + g;
         const __m512 pair = _mm512_castsi512_ps(
             _mm512_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(two))));
         const __m512 factor = _mm512_permutevar_ps(pair, halves);
@@ -123,16 +139,15 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int row) {
   }
 }
 
-// Adds minimum * scaled sum to the 16 rows' lanes.
-LIGHTER_AVX512 inline void add_minimums(const uint16_t* minimums, const float* scaled_sums, int64_t groups,
-                                        __m512* sums) {
-  for (int64_t row = 0; row < kRowBlock; ++row, minimums += groups) {
-    _mm_prefetch(reinterpret_cast<const char*>(minimums + kRowBlock * groups),
+// Adds minimum * scaled sum to the lanes of `rows` rows.
+LIGHTER_AVX512 inline void add_minimums(const uint16_t* minimums, int64_t row_groups, int64_t rows,
+                                        const float* scaled_sums, int64_t groups, __m512* sums) {
+  for (int64_t row = 0; row < rows; ++row, minimums += row_groups) {
+    _mm_prefetch(reinterpret_cast<const char*>(minimums + kRowBlock * row_groups),
                  _MM_HINT_T0);  // of the next block
     __m512 least = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g += 16) {
-      const auto mask = static_cast<__mmask16>(0xFFFFu >> std::max<int64_t>(0, 16 - (groups - g)));
-      const __m512 minimum = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, minimums + g));
+      const __m512 minimum = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), minimums + g));
       least = _mm512_fmadd_ps(minimum, _mm512_loadu_ps(scaled_sums + g), least);
     }
     sums[row] = _mm512_add_ps(sums[row], least);
@@ -169,51 +184,84 @@ LIGHTER_AVX512 inline __m512 reduce(const __m512* s) {
   return _mm512_permutexvar_ps(order, folded);
 }
 
-template <SliceEncoding encoding, int tokens>
-LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
-                                     int64_t token, float* result, int64_t stride) {
+template <SliceEncoding encoding, int rows, bool asks, int tokens>
+LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
+  if constexpr (encoding == SliceEncoding::int8) {
+    tile_int8<rows, asks>(block, row, ahead);
+  } else {
+    tile_int4<rows, asks>(block, row, ahead);
+  }
+}
+
+// `count` rows (at most kRowBlock) for the tokens from x[token] on; the first tokens' pass asks for more
+// weights.
+template <SliceEncoding encoding, int tokens, bool asks>
+LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int64_t row, int64_t count,
+                                     int64_t token, float* result, int64_t stride, PrefetchStream& ahead) {
   constexpr bool int8 = encoding == SliceEncoding::int8;
   constexpr int64_t most_groups = int8 ? kMaxGroups8 : kMaxGroups4;
   alignas(64) float factors[tokens][kRowBlock * most_groups];
   Block<tokens> block;
-  block.columns = x.columns();
-  block.groups = x.groups();
-  block.weights = matrix.values + row * block.columns / (int8 ? 1 : 2);
+  block.row_bytes = matrix.row_bytes;
+  block.groups = x.rows.groups();
+  block.weights = matrix.values + row * matrix.row_bytes;
+  const uint16_t* scales = matrix.scales + row * matrix.row_groups;
+  const bool run = count == kRowBlock && matrix.row_groups == block.groups;  // of 16 rows' scales
+  block.factor_stride = run ? block.groups : (block.groups + 15) / 16 * 16;
   for (int t = 0; t < tokens; ++t) {
-    block.values[t] = x.values(token + t);
-    block.corrections[t] = int8 ? x.corrections(token + t) : nullptr;
+    const int64_t at = x[token + t];
+    block.values[t] = x.rows.values(at);
+    block.corrections[t] = int8 ? x.rows.corrections(at) : nullptr;
     block.factors[t] = factors[t];
-    multiply_scales(matrix.scales + row * block.groups, x.scales(token + t), block.groups, factors[t]);
+    if (run) {
+      multiply_scales(scales, x.rows.scales(at), block.groups, factors[t]);
+    } else {
+      multiply_scales(scales, matrix.row_groups, count, x.rows.scales(at), block.groups, factors[t]);
+    }
   }
   constexpr int rows = tokens == 1 ? 2 : 4;
-  for (int r = 0; r < kRowBlock; r += rows) {
-    if constexpr (int8) {
-      tile_int8<rows>(block, r);
-    } else {
-      tile_int4<rows>(block, r);
-    }
-  }
+  int64_t r = 0;
+  for (; r + rows <= count; r += rows) tile<encoding, rows, asks>(block, r, ahead);
+  for (; r < count; ++r) tile<encoding, 1, asks>(block, r, ahead);
   for (int t = 0; t < tokens; ++t) {
+    for (int64_t none = count; none < kRowBlock; ++none) block.sums[t][none] = _mm512_setzero_ps();
     if constexpr (!int8) {
-      add_minimums(matrix.minimums + row * block.groups, x.scaled_sums(token + t), block.groups,
-                   block.sums[t]);
+      add_minimums(matrix.minimums + row * matrix.row_groups, matrix.row_groups, count,
+                   x.rows.scaled_sums(x[token + t]), block.groups, block.sums[t]);
     }
-    _mm512_storeu_ps(result + (token + t) * stride, reduce(block.sums[t]));
+    _mm512_mask_storeu_ps(result + (token + t) * stride, first_lanes(count), reduce(block.sums[t]));
+  }
+}
+
+template <SliceEncoding encoding, bool asks>
+LIGHTER_AVX512 inline void run_last(const Matrix& matrix, const Tokens& x, int64_t row, int64_t count,
+                                    int64_t token, float* result, int64_t stride, PrefetchStream& ahead) {
+  switch (x.count - token) {
+    case 1:
+      return run_block<encoding, 1, asks>(matrix, x, row, count, token, result, stride, ahead);
+    case 2:
+      return run_block<encoding, 2, asks>(matrix, x, row, count, token, result, stride, ahead);
+    case 3:
+      return run_block<encoding, 3, asks>(matrix, x, row, count, token, result, stride, ahead);
   }
 }
 
 template <SliceEncoding encoding>
-LIGHTER_AVX512 void rows(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row,
-                         int64_t count, float* result, int64_t stride) {
+LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count,
+                         float* result, int64_t stride, PrefetchStream& ahead) {
   for (int64_t r = 0; r < count; r += kRowBlock) {
-    int64_t token = 0;
-    for (; token + kTokens <= x.tokens(); token += kTokens) {
-      run_block<encoding, kTokens>(matrix, x, first_row + r, token, result + r, stride);
+    const int64_t row = first_row + r;
+    const int64_t here = std::min(kRowBlock, count - r);
+    if (x.count < kTokens) {
+      run_last<encoding, true>(matrix, x, row, here, 0, result + r, stride, ahead);
+      continue;
     }
-    const int64_t left = x.tokens() - token;
-    if (left == 1) run_block<encoding, 1>(matrix, x, first_row + r, token, result + r, stride);
-    if (left == 2) run_block<encoding, 2>(matrix, x, first_row + r, token, result + r, stride);
-    if (left == 3) run_block<encoding, 3>(matrix, x, first_row + r, token, result + r, stride);
+    run_block<encoding, kTokens, true>(matrix, x, row, here, 0, result + r, stride, ahead);
+    int64_t token = kTokens;
+    for (; token + kTokens <= x.count; token += kTokens) {
+      run_block<encoding, kTokens, false>(matrix, x, row, here, token, result + r, stride, ahead);
+    }
+    run_last<encoding, false>(matrix, x, row, here, token, result + r, stride, ahead);
   }
 }
 

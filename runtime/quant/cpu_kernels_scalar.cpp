@@ -19,9 +19,9 @@ float reduce(float (&lanes)[kLanes]) {
 float row_int8(const Matrix& matrix, const QuantizedActivations& x, int64_t row, int64_t token) {
   float lanes[kLanes] = {};
   for (int64_t g = 0; g < x.groups(); ++g) {
-    const auto* w = reinterpret_cast<const int8_t*>(matrix.values) + row * x.columns() + g * 128;
+    const auto* w = reinterpret_cast<const int8_t*>(matrix.values) + row * matrix.row_bytes + g * 128;
     const int8_t* a = x.values(token) + g * 128;
-    const float scale = fp16_to_fp32(matrix.scales[row * x.groups() + g]) * x.scales(token)[g];
+    const float scale = fp16_to_fp32(matrix.scales[row * matrix.row_groups + g]) * x.scales(token)[g];
     for (int64_t l = 0; l < kLanes; ++l) {
       int32_t dot = 0;
       for (int64_t i = 4 * l; i < 4 * l + 4; ++i) dot += w[i] * a[i] + w[i + 64] * a[i + 64];
@@ -32,17 +32,18 @@ float row_int8(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
 }
 
 float row_int4(const Matrix& matrix, const QuantizedActivations& x, int64_t row, int64_t token) {
-  const uint16_t* scales = matrix.scales + row * x.groups();
-  const uint16_t* minimums = matrix.minimums + row * x.groups();
+  const uint16_t* scales = matrix.scales + row * matrix.row_groups;
+  const uint16_t* minimums = matrix.minimums + row * matrix.row_groups;
   float lanes[kLanes] = {};
   float least[kLanes] = {};
   for (int64_t g = 0; g < x.groups(); g += 2) {
-    const uint8_t* w = matrix.values + (row * x.columns() + g * 64) / 2;
+    const uint8_t* w = matrix.values + row * matrix.row_bytes + g * 32;
     const int8_t* a = x.values(token) + g * 64;
     for (int64_t l = 0; l < kLanes; ++l) {
       int32_t dot = 0;
       for (int64_t i = 4 * l; i < 4 * l + 4; ++i) dot += (w[i] & 15) * a[i] + (w[i] >> 4) * a[i + 64];
       const int64_t group = g + l / 8;
+      if (group == x.groups()) continue;  // an odd last group has no partner
       const float scale = fp16_to_fp32(scales[group]) * x.scales(token)[group];
       lanes[l] = std::fma(scale, static_cast<float>(dot), lanes[l]);
     }
@@ -56,11 +57,11 @@ float row_int4(const Matrix& matrix, const QuantizedActivations& x, int64_t row,
 }
 
 template <auto row_kernel>
-void rows(const Matrix& matrix, const QuantizedActivations& x, int64_t first_row, int64_t count,
-          float* result, int64_t stride) {
+void rows(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count, float* result,
+          int64_t stride, PrefetchStream&) {
   for (int64_t row = 0; row < count; ++row) {
-    for (int64_t token = 0; token < x.tokens(); ++token) {
-      result[token * stride + row] = row_kernel(matrix, x, first_row + row, token);
+    for (int64_t token = 0; token < x.count; ++token) {
+      result[token * stride + row] = row_kernel(matrix, x.rows, first_row + row, x[token]);
     }
   }
 }

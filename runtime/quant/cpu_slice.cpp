@@ -13,8 +13,8 @@
 namespace lighter {
 namespace {
 
-constexpr int64_t kRowsAtOnce =
-    64;  // of a matrix: their results for some tokens stay in the first-level cache
+// Of a matrix: their results for some tokens stay in the first-level cache.
+constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kMostTokens = CpuSliceKernel::kMostTokens;  // the stack holds results of as many
 
 cpu_kernels::Kernels kernels_of(CpuPath path) {
@@ -27,11 +27,50 @@ cpu_kernels::Kernels kernels_of(CpuPath path) {
   return cpu_kernels::scalar_kernels();
 }
 
-cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which, const std::byte* slice) {
+// The columns of a matrix, all of them or some whole groups.
+cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which, const std::byte* slice,
+                              int64_t first_column = 0) {
   const PackedMatrix& matrix = layout[which];
-  const auto halves = [&](uint64_t at) { return reinterpret_cast<const uint16_t*>(slice + at); };
-  return {reinterpret_cast<const uint8_t*>(slice + matrix.values_at), halves(matrix.scales_at),
-          layout.encoding == SliceEncoding::int4 ? halves(matrix.minimums_at) : nullptr};
+  const bool int4 = layout.encoding == SliceEncoding::int4;
+  const int64_t first_group = first_column / group_size(layout.encoding);
+  const auto halves = [&](uint64_t at) {
+    return reinterpret_cast<const uint16_t*>(slice + at) + first_group;
+  };
+  return {reinterpret_cast<const uint8_t*>(slice + matrix.values_at) + first_column / (int4 ? 2 : 1),
+          halves(matrix.scales_at), int4 ? halves(matrix.minimums_at) : nullptr,
+          matrix.columns / (int4 ? 2 : 1), matrix.columns / group_size(layout.encoding)};
+}
+
+// Rows [begin, end) of it, `bytes` of each.
+PrefetchRange range_of(const cpu_kernels::Matrix& matrix, int64_t bytes, int64_t begin, int64_t end) {
+  const int64_t scales = begin * matrix.row_groups;
+  const int64_t head = std::min(end - begin, cpu_kernels::kRowBlock) * matrix.row_groups * 2;
+  return {matrix.values + begin * matrix.row_bytes,
+          bytes,
+          matrix.row_bytes,
+          end - begin,
+          matrix.scales + scales,
+          matrix.minimums == nullptr ? nullptr : matrix.minimums + scales,
+          head};
+}
+
+PrefetchStream primed(const PrefetchRange* begin, const PrefetchRange* end) {
+  PrefetchStream stream(begin, end);
+  stream.ask_bytes(cpu_kernels::kPrefetchBytes);
+  return stream;
+}
+
+// Calls body(first, count, ahead) for tokens in turns; the weights are new to the first of them only.
+template <typename Body>
+void in_turns(int64_t tokens, PrefetchStream& ahead, const Body& body) {
+  PrefetchStream nothing;
+  for (int64_t first = 0; first < tokens; first += kMostTokens) {
+    body(first, std::min(kMostTokens, tokens - first), first == 0 ? ahead : nothing);
+  }
+}
+
+cpu_kernels::Tokens part(const cpu_kernels::Tokens& x, int64_t first, int64_t count) {
+  return {x.rows, x.index, count, x.first + first};
 }
 
 float silu(float value) {
@@ -51,7 +90,7 @@ void for_rows(int64_t rows, CpuThreads threads, const Body& body) {
     body(int64_t{0}, rows);
     return;
   }
-  constexpr int64_t block = CpuSliceKernel::kRowBlock;
+  constexpr int64_t block = cpu_kernels::kRowBlock;
   const tbb::blocked_range<int64_t> blocks(0, rows / block);
   tbb::parallel_for(blocks, [&](const auto& range) { body(range.begin() * block, range.end() * block); });
 }
@@ -118,37 +157,88 @@ void CpuSliceKernel::quantize_hidden(const float* values, int64_t tokens,
 
 void CpuSliceKernel::gate_up(const std::byte* slice, const QuantizedActivations& input, int64_t begin,
                              int64_t end, float* values) const {
-  assert(begin % kRowBlock == 0 && end % kRowBlock == 0 && input.columns() == layout_.hidden);
+  const cpu_kernels::Tokens x{input, nullptr, input.tokens()};
+  const auto gate = matrix_of(layout_, SliceMatrix::gate, slice);
+  const auto up = matrix_of(layout_, SliceMatrix::up, slice);
+  for (int64_t row = begin; row < end; row += kRowsAtOnce) {
+    const int64_t last = std::min(end, row + kRowsAtOnce);
+    const PrefetchRange ranges[] = {range_of(gate, gate.row_bytes, row, last),
+                                    range_of(up, up.row_bytes, row, last)};
+    auto ahead = primed(std::begin(ranges), std::end(ranges));
+    gate_up(slice, x, row, last, values + row, layout_.width, ahead);
+  }
+}
+
+void CpuSliceKernel::down(const std::byte* slice, const QuantizedActivations& hidden, int64_t begin,
+                          int64_t end, float* sum) const {
+  const SliceColumns all{0, layout_.width};
+  const auto range = down_range(slice, all, begin, end);
+  auto ahead = primed(&range, &range + 1);
+  down(slice, all, {hidden, nullptr, hidden.tokens()}, begin, end,
+       {sum + begin, layout_.hidden, nullptr, nullptr}, ahead);
+}
+
+void CpuSliceKernel::gate_up(const std::byte* slice, const cpu_kernels::Tokens& input, int64_t begin,
+                             int64_t end, float* values, int64_t stride, PrefetchStream& ahead) const {
+  assert(input.rows.columns() == layout_.hidden);
   const auto gate = matrix_of(layout_, SliceMatrix::gate, slice);
   const auto up = matrix_of(layout_, SliceMatrix::up, slice);
   float gates[kMostTokens * kRowsAtOnce];
   float ups[kMostTokens * kRowsAtOnce];
   for (int64_t row = begin; row < end; row += kRowsAtOnce) {
     const int64_t rows = std::min(kRowsAtOnce, end - row);
-    kernel_(gate, input, row, rows, gates, kRowsAtOnce);
-    kernel_(up, input, row, rows, ups, kRowsAtOnce);
-    for (int64_t token = 0; token < input.tokens(); ++token) {
-      float* to = values + token * layout_.width + row;
-      for (int64_t i = 0; i < rows; ++i) {
-        to[i] = silu(gates[token * kRowsAtOnce + i]) * ups[token * kRowsAtOnce + i];
+    in_turns(input.count, ahead, [&](int64_t first, int64_t count, PrefetchStream& stream) {
+      const auto x = part(input, first, count);
+      kernel_(gate, x, row, rows, gates, kRowsAtOnce, stream);
+      kernel_(up, x, row, rows, ups, kRowsAtOnce, stream);
+      for (int64_t token = 0; token < count; ++token) {
+        float* to = values + (first + token) * stride + row - begin;
+        for (int64_t i = 0; i < rows; ++i) {
+          to[i] = silu(gates[token * kRowsAtOnce + i]) * ups[token * kRowsAtOnce + i];
+        }
       }
-    }
+    });
   }
 }
 
-void CpuSliceKernel::down(const std::byte* slice, const QuantizedActivations& hidden, int64_t begin,
-                          int64_t end, float* sum) const {
-  assert(begin % kRowBlock == 0 && end % kRowBlock == 0 && hidden.columns() == layout_.width);
-  const auto matrix = matrix_of(layout_, SliceMatrix::down, slice);
+void CpuSliceKernel::down(const std::byte* slice, SliceColumns columns, const cpu_kernels::Tokens& hidden,
+                          int64_t begin, int64_t end, const DownOutput& out, PrefetchStream& ahead) const {
+  assert(hidden.rows.columns() == columns.count());
+  const auto matrix = matrix_of(layout_, SliceMatrix::down, slice, columns.begin);
   float results[kMostTokens * kRowsAtOnce];
   for (int64_t row = begin; row < end; row += kRowsAtOnce) {
     const int64_t rows = std::min(kRowsAtOnce, end - row);
-    kernel_(matrix, hidden, row, rows, results, kRowsAtOnce);
-    for (int64_t token = 0; token < hidden.tokens(); ++token) {
-      float* to = sum + token * layout_.hidden + row;
-      for (int64_t i = 0; i < rows; ++i) to[i] += results[token * kRowsAtOnce + i];
-    }
+    in_turns(hidden.count, ahead, [&](int64_t first, int64_t count, PrefetchStream& stream) {
+      kernel_(matrix, part(hidden, first, count), row, rows, results, kRowsAtOnce, stream);
+      for (int64_t token = 0; token < count; ++token) {
+        const int64_t to_row = out.rows == nullptr ? first + token : out.rows[first + token];
+        const float weight = out.weights == nullptr ? 1.0f : out.weights[first + token];
+        float* to = out.sums + to_row * out.stride + row - begin;
+        for (int64_t i = 0; i < rows; ++i) to[i] += weight * results[token * kRowsAtOnce + i];
+      }
+    });
   }
+}
+
+void CpuSliceKernel::add_gate_up_ranges(const std::byte* slice, int64_t begin, int64_t end,
+                                        std::vector<PrefetchRange>& ranges) const {
+  const auto gate = matrix_of(layout_, SliceMatrix::gate, slice);
+  const auto up = matrix_of(layout_, SliceMatrix::up, slice);
+  for (int64_t row = begin; row < end; row += kRowsAtOnce) {
+    const int64_t last = std::min(end, row + kRowsAtOnce);
+    ranges.push_back(range_of(gate, gate.row_bytes, row, last));
+    ranges.push_back(range_of(up, up.row_bytes, row, last));
+  }
+}
+
+PrefetchRange CpuSliceKernel::down_range(const std::byte* slice, SliceColumns columns, int64_t begin,
+                                         int64_t end) const {
+  const auto matrix = matrix_of(layout_, SliceMatrix::down, slice, columns.begin);
+  return range_of(matrix, matrix.row_bytes * columns.count() / layout_.width, begin, end);
+}
+
+uint64_t CpuSliceKernel::column_bytes(SliceColumns columns) const {
+  return layout_.bytes / layout_.width * columns.count();
 }
 
 void cpu_accumulate(SliceEncoding encoding, int64_t hidden, int64_t width, const std::byte* slice,

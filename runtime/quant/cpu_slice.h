@@ -36,10 +36,26 @@ struct CpuScratch {
 // Where a call's rows are computed. oneTBB: on the arena of the calling thread.
 enum class CpuThreads { calling, tbb };
 
+// A part of a slice's width: multiples of the group size.
+struct SliceColumns {
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t count() const { return end - begin; }
+};
+
+// Where the rows [begin, end) of a slice's output go: sums[rows[t] * stride + row - begin] += weights[t] *
+// output of the t-th token.
+struct DownOutput {
+  float* sums = nullptr;
+  int64_t stride = 0;
+  const int32_t* rows = nullptr;   // without: t
+  const float* weights = nullptr;  // without: 1
+};
+
 // Immutable and thread-safe; scratch and outputs belong to one call.
 class CpuSliceKernel {
  public:
-  static constexpr int64_t kRowBlock = cpu_kernels::kRowBlock;
   static constexpr int64_t kMostTokens = 16;  // in one of the steps below; accumulate() takes more in turns
 
   // Throws ConfigError like packed_slice_layout. Without a path, the fastest that this processor has; a path
@@ -53,10 +69,10 @@ class CpuSliceKernel {
   void accumulate(const std::byte* slice, const float* x, int64_t tokens, float* sum, CpuScratch& scratch,
                   CpuThreads threads = CpuThreads::calling) const;
 
-  // The same in steps, for an executor that spreads rows of many slices over workers of its own:
+  // The same in steps, for rows that are spread over workers:
   //   quantize_input → gate_up of all rows → quantize_hidden → down of all rows
-  // Row ranges begin and end at multiples of kRowBlock. Calls on disjoint ranges may run at once. The input's
-  // quantization serves all slices that the tokens need. More than kMostTokens tokens are a CapacityError.
+  // Calls on disjoint ranges may run at once. The input's quantization serves all slices that the tokens
+  // need. More than kMostTokens tokens are a CapacityError.
   void quantize_input(const float* x, int64_t tokens, QuantizedActivations& input) const;
   // values [tokens, width], columns [begin, end) = silu(gate · x) * (up · x).
   void gate_up(const std::byte* slice, const QuantizedActivations& input, int64_t begin, int64_t end,
@@ -65,6 +81,22 @@ class CpuSliceKernel {
   // sum [tokens, hidden], columns [begin, end) += down · hidden.
   void down(const std::byte* slice, const QuantizedActivations& hidden, int64_t begin, int64_t end,
             float* sum) const;
+
+  // And for an executor with workers of its own: chosen rows of activations, any number of them; a part of
+  // the slice's width; weights prefetched over the ends of slices, `ahead` being made of the ranges of all
+  // that the worker will read, in this order. Any ranges of rows.
+  // values [tokens, stride] = silu(gate · x) * (up · x) of the slice's columns [begin, end), the first at 0.
+  void gate_up(const std::byte* slice, const cpu_kernels::Tokens& input, int64_t begin, int64_t end,
+               float* values, int64_t stride, PrefetchStream& ahead) const;
+  // Rows [begin, end) of down · hidden, where hidden has the values of `columns` alone, are added to `out`.
+  void down(const std::byte* slice, SliceColumns columns, const cpu_kernels::Tokens& hidden, int64_t begin,
+            int64_t end, const DownOutput& out, PrefetchStream& ahead) const;
+  // What the two calls read, in their order.
+  void add_gate_up_ranges(const std::byte* slice, int64_t begin, int64_t end,
+                          std::vector<PrefetchRange>& ranges) const;
+  PrefetchRange down_range(const std::byte* slice, SliceColumns columns, int64_t begin, int64_t end) const;
+  // Bytes of the slice's columns [begin, end) in its three matrices, scales included.
+  uint64_t column_bytes(SliceColumns columns) const;
 
  private:
   PackedSliceLayout layout_;

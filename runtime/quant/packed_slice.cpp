@@ -7,13 +7,15 @@
 namespace lighter {
 namespace {
 
-void check(SliceEncoding encoding, std::string_view what, int64_t value, int64_t unit, const char* change) {
+// what: "slices need a hidden size", say.
+void check(SliceEncoding encoding, std::string_view what, int64_t value, int64_t unit, int64_t most,
+           const char* change) {
   const auto fail = [&](const std::string& rule) {
-    throw ConfigError(std::string(encoding_name(encoding)) + " slices need a " + std::string(what) + " " +
-                      rule + ", not " + std::to_string(value) + "; " + change);
+    throw ConfigError(std::string(encoding_name(encoding)) + " " + std::string(what) + " " + rule + ", not " +
+                      std::to_string(value) + "; " + change);
   };
   if (value <= 0 || value % unit != 0) fail("that is a multiple of " + std::to_string(unit));
-  if (value > kMaxPackedColumns) fail("of at most " + std::to_string(kMaxPackedColumns));
+  if (value > most) fail("of at most " + std::to_string(most));
 }
 
 }  // namespace
@@ -22,8 +24,10 @@ PackedSliceLayout packed_slice_layout(SliceEncoding encoding, int64_t hidden, in
   if (encoding == SliceEncoding::dense) {
     throw ConfigError("dense slices have no packed layout; choose int8 or int4");
   }
-  check(encoding, "hidden size", hidden, 128, "keep this model's experts dense");
-  check(encoding, "slice width", width, 256, "choose another slice width, or keep these experts dense");
+  check(encoding, "slices need a hidden size", hidden, 128, kMaxPackedColumns,
+        "keep this model's experts dense");
+  check(encoding, "slices need a slice width", width, 256, kMaxPackedColumns,
+        "choose another slice width, or keep these experts dense");
 
   PackedSliceLayout layout{encoding, hidden, width, {}, 0};
   layout.matrices[0] = layout.matrices[1] = {width, hidden, 0, 0, 0};
@@ -46,6 +50,27 @@ PackedSliceLayout packed_slice_layout(SliceEncoding encoding, int64_t hidden, in
     }
   }
   return layout;
+}
+
+PackedMatrix packed_matrix_layout(SliceEncoding encoding, int64_t rows, int64_t columns) {
+  if (encoding == SliceEncoding::dense) {
+    throw ConfigError("dense matrices have no packed layout; choose int8 or int4");
+  }
+  constexpr const char* change = "keep this weight in the model's dtype";
+  check(encoding, "matrices need a number of rows", rows, 16, int64_t{1} << 24, change);
+  check(encoding, "matrices need a number of columns", columns, 128, kMaxPackedColumns, change);
+  const uint64_t weights = static_cast<uint64_t>(rows) * static_cast<uint64_t>(columns);
+  PackedMatrix matrix{rows, columns, 0, encoding == SliceEncoding::int8 ? weights : weights / 2, 0};
+  if (encoding == SliceEncoding::int4) {
+    matrix.minimums_at = matrix.scales_at + weights / group_size(encoding) * sizeof(uint16_t);
+  }
+  return matrix;
+}
+
+uint64_t packed_matrix_bytes(SliceEncoding encoding, int64_t rows, int64_t columns) {
+  const PackedMatrix matrix = packed_matrix_layout(encoding, rows, columns);
+  const uint64_t last = encoding == SliceEncoding::int8 ? matrix.scales_at : matrix.minimums_at;
+  return last + static_cast<uint64_t>(rows) * columns / group_size(encoding) * sizeof(uint16_t);
 }
 
 uint64_t packed_slice_bytes(SliceEncoding encoding, int64_t hidden, int64_t width) {

@@ -1,5 +1,5 @@
-// The bytes of a quantized expert slice: the one place that documents them. Disk, host, DMA, GPU and CPU
-// kernels use the same bytes. Pure values; thread-safe.
+// The bytes of quantized weights: the one place that documents them. Disk, host, DMA, GPU and CPU kernels use
+// the same bytes. Pure values; thread-safe.
 //
 // A slice of width W of a model of hidden size H holds three matrices, stored row by row; a row is the
 // operand of a dot product:
@@ -18,6 +18,15 @@
 //   A group's q are 32 bytes: byte j holds value j in its low and value j + 32 in its high nibble.
 //   4.5 bits a weight.
 // Value c of row r of a matrix with C columns: q number r*C + c, its scale number r*(C/group) + c/group.
+//
+// A matrix of its own (q, k and v stacked by rows; o; the head) of R rows and C columns is packed in the same
+// way, R a multiple of 16 and C of 128:
+//   [q  R*C bytes, or R*C/2][scale  R*C/group fp16], and in int4 [minimum  R*C/group fp16]
+// A feed-forward network that serves every token (a shared expert, or that of a dense layer) of width F is
+// stored as F / W slices of width W, one after the other: slice i holds gate rows, up rows and down columns
+// [i*W, (i+1)*W). W is the routed experts' slice width where that is possible, else 256.
+// In device memory each such matrix, and the first slice of each such network, begins at a multiple of 256
+// bytes.
 #pragma once
 
 #include <array>
@@ -48,7 +57,7 @@ constexpr int64_t group_size(SliceEncoding encoding) {
   return encoding == SliceEncoding::int8 ? 128 : encoding == SliceEncoding::int4 ? 64 : 0;
 }
 
-// Where one matrix lies: byte offsets from the start of the slice.
+// Where one matrix lies: byte offsets from the start of the slice, or of the matrix if it is one of its own.
 struct PackedMatrix {
   int64_t rows = 0;
   int64_t columns = 0;
@@ -70,6 +79,10 @@ struct PackedSliceLayout {
 // Throws ConfigError if the encoding is dense, or the sizes do not fit the encoding.
 PackedSliceLayout packed_slice_layout(SliceEncoding encoding, int64_t hidden, int64_t width);
 uint64_t packed_slice_bytes(SliceEncoding encoding, int64_t hidden, int64_t width);
+
+// One matrix of its own. Throws ConfigError if the encoding is dense, or the sizes do not fit.
+PackedMatrix packed_matrix_layout(SliceEncoding encoding, int64_t rows, int64_t columns);
+uint64_t packed_matrix_bytes(SliceEncoding encoding, int64_t rows, int64_t columns);
 
 // The longest row: bounds the kernels' stack.
 inline constexpr int64_t kMaxPackedColumns = 32768;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/kernels/decode.h"
+#include "runtime/kernels/decode_attention.h"
 
 using namespace lighter::kernels;
 
@@ -57,7 +58,9 @@ std::vector<float> normal(size_t count, float scale) {
   return values;
 }
 
-int group_of(WeightFormat f) { return f == WeightFormat::int8 ? 128 : 64; }
+int group_of(WeightFormat f) {
+  return f == WeightFormat::int8 ? 128 : 64;
+}
 const char* name_of(WeightFormat f) {
   return f == WeightFormat::bf16 ? "bf16" : f == WeightFormat::int8 ? "int8" : "int4";
 }
@@ -159,8 +162,8 @@ std::vector<__nv_bfloat16> norm_weight(size_t count) {
   return weight;
 }
 
-void expect(const char* what, WeightFormat f, const std::vector<float>& got, const std::vector<double>& wanted,
-            double tolerance) {
+void expect(const char* what, WeightFormat f, const std::vector<float>& got,
+            const std::vector<double>& wanted, double tolerance) {
   double most = 0, error = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
     most = std::max(most, std::fabs(wanted[i]));
@@ -204,7 +207,8 @@ void check_linear(WeightFormat f, int64_t rows, int64_t columns, bool with_norm)
   if (!with_norm) {
     for (int64_t i = 0; i < rows; ++i) wanted[i] += before[i];
   }
-  expect(with_norm ? "linear, normed" : "linear, added", f, to_host(linear.out, rows), wanted, with_norm ? 2e-3 : 1e-5);
+  expect(with_norm ? "linear, normed" : "linear, added", f, to_host(linear.out, rows), wanted,
+         with_norm ? 2e-3 : 1e-5);
 }
 
 struct Slices {
@@ -269,7 +273,9 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   }
   const unsigned step_number = 7;
   unsigned* const step = to_device(std::vector<unsigned>{step_number});
-  const auto list = [&] { return reinterpret_cast<JobList*>(device_zeros<std::byte>(JobList::bytes(k * slices))); };
+  const auto list = [&] {
+    return reinterpret_cast<JobList*>(device_zeros<std::byte>(JobList::bytes(k * slices)));
+  };
   const int groups = static_cast<int>(width) / group_of(f);
   // All but the last of the missed groups are the GPU's; the last one is nobody's here.
   const int missed_groups = k * 2 * groups, zero_copied = missed_groups - 1;
@@ -294,7 +300,8 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   if (paged) {
     r.host_table = to_device(there);
     r.zero_copy = list();
-    r.zero_copy_share = to_device(std::vector<unsigned>{static_cast<unsigned>(65536.0 * zero_copied / missed_groups)});
+    r.zero_copy_share =
+        to_device(std::vector<unsigned>{static_cast<unsigned>(65536.0 * zero_copied / missed_groups)});
   }
   const std::byte* const fixed_slices = to_device(shared.bytes);
   float* const out = to_device(residual);
@@ -386,7 +393,8 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
       const bool is_missed = paged && s >= 2;
       missed += is_missed;
       const int64_t valid = is_missed && missed == k * 2 ? width - group_of(f) : width;
-      add(slice_output(f, all.matrices[e * slices + s], seen, hidden, width, paged ? w : 1, valid), paged ? 1 : w);
+      add(slice_output(f, all.matrices[e * slices + s], seen, hidden, width, paged ? w : 1, valid),
+          paged ? 1 : w);
     }
   }
   const auto got = to_host(out, hidden);
@@ -417,17 +425,23 @@ double microseconds(const std::function<void(cudaStream_t)>& enqueue, int repeat
   return ms * 1000 / repeats;
 }
 
-// Layers of a model's sizes without attention itself: qkv, o, experts. weights: random bytes, enough for several
-// layers, so that caches do not help.
-void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, int64_t o_columns, int64_t ffn,
-                 bool moe) {
+// Layers of a model's sizes without attention itself: qkv, o, experts. weights: random bytes, enough for
+// several layers, so that caches do not help.
+void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, int64_t o_columns,
+                 int64_t ffn, bool moe) {
   constexpr int layers = 12;
   const int64_t width = 256;
-  const double value_bytes = f == WeightFormat::bf16 ? 2 : f == WeightFormat::int8 ? 1 + 2 / 128. : 0.5 + 4 / 64.;
-  const auto bytes_of = [&](double values) { return (static_cast<int64_t>(values * value_bytes) + 255) / 256 * 256; };
+  const double value_bytes = f == WeightFormat::bf16   ? 2
+                             : f == WeightFormat::int8 ? 1 + 2 / 128.
+                                                       : 0.5 + 4 / 64.;
+  const auto bytes_of = [&](double values) {
+    return (static_cast<int64_t>(values * value_bytes) + 255) / 256 * 256;
+  };
   const int slices = static_cast<int>(ffn / width);
   const int64_t slice = bytes_of(3.0 * hidden * width);
-  const int64_t layer_bytes = bytes_of(static_cast<double>(hidden) * qkv) + bytes_of(static_cast<double>(hidden) * o_columns) + slice * slices * (moe ? 2 : 1);
+  const int64_t layer_bytes = bytes_of(static_cast<double>(hidden) * qkv) +
+                              bytes_of(static_cast<double>(hidden) * o_columns) +
+                              slice * slices * (moe ? 2 : 1);
   std::byte* const memory = device_zeros<std::byte>(layer_bytes * layers);
   float* const residual = to_device(normal(hidden, 1));
   float* const qkv_out = device_zeros<float>(std::max(qkv, o_columns));
@@ -438,8 +452,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
   const HiddenActivations h = room(f, slices * 2, f == WeightFormat::bf16 ? ffn : width);
   unsigned* const ready = device_zeros<unsigned>(layers);
   void* const router_weight = device_zeros<__nv_bfloat16>(16 * hidden);
-  const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out, bool add,
-                          cudaStream_t stream) {
+  const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out,
+                          bool add, cudaStream_t stream) {
     DecodeLinear l;
     l.format = f;
     l.rows = rows;
@@ -527,7 +541,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     at += bytes_of(static_cast<double>(hidden) * qkv);
     if (parts & 2) linear(at, hidden, o_columns, qkv_out, residual, true, stream);
   };
-  const double qkv_bytes = bytes_of(static_cast<double>(hidden) * qkv), o_bytes = bytes_of(static_cast<double>(hidden) * o_columns);
+  const double qkv_bytes = bytes_of(static_cast<double>(hidden) * qkv),
+               o_bytes = bytes_of(static_cast<double>(hidden) * o_columns);
   const double moe_bytes = static_cast<double>(slice) * slices * (moe ? 2 : 1);
   const struct {
     const char* name;
@@ -544,15 +559,149 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     if (moe) {  // the list must be there when its maker is left out
       routers[0].step = step;
     }
-    const double us = microseconds([&](cudaStream_t s) { for (int i = 0; i < layers; ++i) layer(i, s); }, 20) / layers;
-    std::printf("%-10s %-5s %-15s %7.1f us a layer, %5.0f GB/s\n", name, name_of(f), work.name, us, work.bytes / us / 1e3);
+    const double us = microseconds(
+                          [&](cudaStream_t s) {
+                            for (int i = 0; i < layers; ++i) layer(i, s);
+                          },
+                          20) /
+                      layers;
+    std::printf("%-10s %-5s %-15s %7.1f us a layer, %5.0f GB/s\n", name, name_of(f), work.name, us,
+                work.bytes / us / 1e3);
   }
   check(cudaFree(memory));
 }
 
 }  // namespace
 
+// Attention of one token against double precision: a few steps, so that the cache fills, over shuffled
+// blocks.
+void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool rope, bool interleaved,
+                     int first_position) {
+  constexpr int block = 16;
+  const int64_t context = 1024, kept = window == 0 ? context : window;
+  std::vector<int> table(kept / block);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int>(i);
+  std::shuffle(table.begin(), table.end(), engine);
+  const size_t row = static_cast<size_t>(kv_heads) * head_dim;
+  std::vector<__nv_bfloat16> keys(kept * row), values(kept * row);
+  for (auto* cache : {&keys, &values}) {
+    for (auto& value : *cache) value = __float2bfloat16_rn(normal(1, 1)[0]);
+  }
+  std::vector<float> frequencies(head_dim / 2);
+  for (int i = 0; i < head_dim / 2; ++i) frequencies[i] = std::pow(10000.0f, -2.0f * i / head_dim);
+  DecodeAttention a;
+  int* const position = device_zeros<int>(1);
+  float* const qkv_on_device = device_zeros<float>((heads + 2 * kv_heads) * head_dim);
+  a.qkv = qkv_on_device;
+  a.position = position;
+  a.keys = to_device(keys);
+  a.values = to_device(values);
+  a.block_table = to_device(table);
+  a.block = block;
+  a.window = window;
+  a.heads = heads;
+  a.kv_heads = kv_heads;
+  a.head_dim = head_dim;
+  a.rope = rope;
+  a.interleaved = interleaved;
+  a.inverse_frequencies = to_device(frequencies);
+  a.qk_norm = rope;
+  a.eps = 1e-5f;
+  a.temperature_scale = rope ? 0.0f : 0.1f;
+  a.floor_scale = 64;
+  a.context = context;
+  a.workspace = device_zeros<std::byte>(decode_attention_workspace_bytes(heads, kv_heads, head_dim));
+  a.out = device_zeros<float>(heads * head_dim);
+  for (int p = first_position; p < first_position + 3; ++p) {
+    const auto qkv = normal((heads + 2 * kv_heads) * head_dim, 1);
+    check(cudaMemcpy(qkv_on_device, qkv.data(), qkv.size() * 4, cudaMemcpyHostToDevice));
+    check(cudaMemcpy(position, &p, 4, cudaMemcpyHostToDevice));
+    decode_attention(a, nullptr);
+    check(cudaDeviceSynchronize());
+    const auto head = [&](int number, bool rotate, double scale) {
+      std::vector<double> x(qkv.begin() + number * head_dim, qkv.begin() + (number + 1) * head_dim);
+      double squares = 0;
+      for (int i = 0; i < head_dim / 2 && rotate && rope; ++i) {
+        double& u = x[interleaved ? 2 * i : i];
+        double& v = x[interleaved ? 2 * i + 1 : i + head_dim / 2];
+        const double angle = static_cast<double>(static_cast<float>(p) * frequencies[i]);
+        const double c = std::cos(angle), s = std::sin(angle), w = u;
+        u = w * c - v * s;
+        v = w * s + v * c;
+      }
+      for (const double value : x) squares += value * value;
+      if (rotate && rope) scale /= std::sqrt(squares / head_dim + 1e-5);
+      for (double& value : x) value *= scale;
+      return x;
+    };
+    const auto row_of = [&](int64_t at) {
+      const int64_t in = window == 0 ? at : at % window;
+      return (table[in / block] * static_cast<int64_t>(block) + in % block) * static_cast<int64_t>(row);
+    };
+    for (int h = 0; h < kv_heads; ++h) {
+      const auto k = head(heads + h, true, 1), v = head(heads + kv_heads + h, false, 1);
+      for (int i = 0; i < head_dim; ++i) {
+        keys[row_of(p) + h * head_dim + i] = __float2bfloat16_rn(static_cast<float>(k[i]));
+        values[row_of(p) + h * head_dim + i] = __float2bfloat16_rn(static_cast<float>(v[i]));
+      }
+    }
+    const double temperature = rope ? 1 : 1 + 0.1 * std::log1p(std::floor((p + 1) / 64.0));
+    std::vector<double> wanted;
+    for (int h = 0; h < heads; ++h) {
+      const auto q = head(h, true, temperature / std::sqrt(static_cast<double>(head_dim)));
+      const int64_t first = window == 0 ? 0 : p / window * window;
+      std::vector<double> out(head_dim), weights;
+      double total = 0;
+      for (int64_t at = first; at <= p; ++at) {
+        double score = 0;
+        const int64_t from = row_of(at) + h / (heads / kv_heads) * head_dim;
+        for (int i = 0; i < head_dim; ++i) score += q[i] * __bfloat162float(keys[from + i]);
+        total += std::exp(score);
+        for (int i = 0; i < head_dim; ++i) out[i] += std::exp(score) * __bfloat162float(values[from + i]);
+      }
+      for (const double value : out) wanted.push_back(value / total);
+    }
+    char what[64];
+    std::snprintf(what, sizeof what, "attention %d/%d x %d, %d keys", heads, kv_heads, head_dim, p + 1);
+    expect(what, WeightFormat::bf16, to_host(a.out, heads * head_dim), wanted, 5e-3);
+  }
+}
+
+void time_attention(int heads, int kv_heads, int64_t context) {
+  DecodeAttention a;
+  const int position = static_cast<int>(context) - 1;
+  a.qkv = to_device(normal((heads + 2 * kv_heads) * 128, 1));
+  a.position = to_device(std::vector<int>{position});
+  a.keys = device_zeros<__nv_bfloat16>(context * kv_heads * 128);
+  a.values = device_zeros<__nv_bfloat16>(context * kv_heads * 128);
+  std::vector<int> table(context / 256);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int>(i);
+  a.block_table = to_device(table);
+  a.block = 256;
+  a.heads = heads;
+  a.kv_heads = kv_heads;
+  a.head_dim = 128;
+  a.rope = true;
+  a.inverse_frequencies = device_zeros<float>(64);
+  a.context = 8192;
+  a.workspace = device_zeros<std::byte>(decode_attention_workspace_bytes(heads, kv_heads, 128));
+  a.out = device_zeros<float>(heads * 128);
+  const double us = microseconds(
+                        [&](cudaStream_t s) {
+                          for (int i = 0; i < 48; ++i) decode_attention(a, s);
+                        },
+                        20) /
+                    48;
+  std::printf("attention %d/%d, %lld keys: %.1f us\n", heads, kv_heads, static_cast<long long>(context), us);
+}
+
 int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  check_attention(40, 8, 128, 0, true, true, 0);
+  check_attention(32, 8, 128, 0, true, false, 500);
+  check_attention(8, 8, 64, 0, false, false, 62);
+  check_attention(8, 2, 64, 64, true, true, 126);
+  check_attention(16, 2, 128, 0, false, false, 1000);
   for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
     for (const bool with_norm : {false, true}) {
       check_linear(f, 7168, 5120, with_norm);
@@ -567,6 +716,10 @@ int main() {
   time_layers("Scout", WeightFormat::int8, 5120, 7168, 5120, 8192, true);
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);
+  for (const int64_t context : {256, 2048, 8192}) {
+    time_attention(40, 8, context);
+    time_attention(32, 8, context);
+  }
   std::printf(failures == 0 ? "all good\n" : "%d FAILED\n", failures);
   return failures != 0;
 }

@@ -83,6 +83,34 @@ generate: {max_tokens: 9, temperature: 0.7, top_k: 40, top_p: 0.9, min_p: 0.05, 
   CHECK(c.generate.ignore_eos);
 }
 
+TEST_CASE("formats: one for all that single keys override, and one for each layer") {
+  using enum SliceEncoding;
+  const ModelConfig none = load(kMinimal).model;
+  CHECK(none.experts == dense);
+  CHECK(none.shared.at(3) == dense);
+  CHECK(none.head == dense);
+  const ModelConfig m = load(kMinimal, {"model.format=int4", "model.head=int8",
+                                        "model.attention={\"*\": int8, \"0-1,47\": dtype, 5: int4}"})
+                            .model;
+  CHECK(m.format == int4);
+  CHECK(m.experts == int4);
+  CHECK(m.shared.at(0) == int4);
+  CHECK(m.shared.max_layer() == -1);
+  CHECK(m.head == int8);
+  for (const auto& [layer, encoding] : {std::pair{0, dense}, {1, dense}, {2, int8}, {5, int4}, {47, dense}}) {
+    CHECK(m.attention.at(layer) == encoding);
+  }
+  CHECK(m.attention.max_layer() == 47);
+  // A key that is set wins wherever it stands.
+  CHECK(load(kMinimal, {"model.experts=int8", "model.format=int4"}).model.experts == int8);
+
+  CHECK(error_of(kMinimal, {"model.shared={0-3: int8, \"2,9\": int4}"}) ==
+        "--set model.shared={0-3: int8, \"2,9\": int4}: 'model.shared': '0-3' and '2,9' overlap; name each layer once");
+  CHECK(error_of("model:\n  path: m\n  attention:\n    0-: int8\n").starts_with("f.yaml:4:5: 'model.attention' must be"));
+  CHECK(error_of("model:\n  path: m\n  attention:\n    0: int9\n") ==
+        "f.yaml:4:8: 'model.attention[\"0\"]' must be one of dtype, int8, int4, but is 'int9'");
+}
+
 TEST_CASE("a null key or section is not set") {
   const Config config = load(kMinimal + "generate: {top_k: , seed: ~, max_tokens: }\noffload:\n");
   CHECK(!config.generate.top_k);

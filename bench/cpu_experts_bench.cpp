@@ -1,0 +1,262 @@
+// How fast the CPU's experts read weights, beside what the machine's memory delivers. Needs no GPU: a thread
+// plays its part, posting Scout's 48 layers to the mailbox and waiting for each.
+//   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one]
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "offload/cpu_experts.h"
+#include "offload/spin_barrier.h"
+
+namespace {
+
+using namespace lighter;
+using namespace lighter::offload;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kHidden = 5120;
+constexpr int64_t kWidth = 256;
+constexpr int kLayers = 48;
+constexpr double kSecondsEach = 0.7;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+template <typename Body>
+void on_threads(int threads, const Body& body) {
+  std::vector<std::thread> all;
+  for (int i = 0; i < threads; ++i) all.emplace_back([&, i] { body(i); });
+  for (auto& thread : all) thread.join();
+}
+
+struct Unmap {
+  uint64_t bytes;
+  void operator()(std::byte* memory) const { munmap(memory, bytes); }
+};
+using Memory = std::unique_ptr<std::byte[], Unmap>;
+
+// Small numbers, as int8 and as nibbles.
+Memory filled_memory(uint64_t bytes, int threads) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    std::fprintf(stderr, "cannot map %.1f GiB; give a smaller number of GiB\n", bytes / 1073741824.0);
+    std::exit(1);
+  }
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  auto* words = static_cast<uint64_t*>(memory);
+  on_threads(threads, [&](int i) {
+    uint64_t random = i;
+    const uint64_t count = bytes / 8, last = count * (i + 1) / threads;
+    for (uint64_t w = count * i / threads; w < last; ++w) {
+      random = random * 6364136223846793005ull + 1442695040888963407ull;
+      words[w] = (random ^ random >> 32) & 0x3F3F3F3F3F3F3F3Full;
+    }
+  });
+  return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
+}
+
+// Slices of one format all over the memory.
+struct Weights {
+  Weights(std::byte* memory, uint64_t bytes, SliceEncoding encoding) : kernel(encoding, kHidden, kWidth) {
+    const auto& layout = kernel.layout();
+    stride = (layout.bytes + 4095) / 4096 * 4096;
+    base = memory;
+    count = bytes / stride;
+    const uint64_t scales_at = layout[SliceMatrix::gate].scales_at;
+    for (uint64_t i = 0; i < count; ++i) {  // scales and minima of 2^-7
+      auto* halves = reinterpret_cast<uint16_t*>(memory + i * stride + scales_at);
+      std::fill_n(halves, (layout.bytes - scales_at) / 2, uint16_t{0x2000});
+    }
+  }
+  const std::byte* slice(uint64_t i) const { return base + i % count * stride; }
+
+  CpuSliceKernel kernel;
+  uint64_t stride = 0, count = 0;
+  std::byte* base = nullptr;
+};
+
+typedef uint64_t Vector __attribute__((vector_size(64)));
+
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+uint64_t
+sum_of(const std::byte* from, uint64_t bytes) {
+  Vector sums[4] = {};
+  for (uint64_t at = 0; at < bytes; at += sizeof sums) {
+    const auto* vectors = reinterpret_cast<const Vector*>(from + at);
+    for (int i = 0; i < 4; ++i) sums[i] += vectors[i];
+  }
+  const Vector sum = sums[0] + sums[1] + sums[2] + sums[3];
+  uint64_t total = 0;
+  for (int i = 0; i < 8; ++i) total += sum[i];
+  return total;
+}
+
+// GB/s; the better of two runs.
+double read_rate(const std::byte* memory, uint64_t bytes, int threads) {
+  double best = 0;
+  std::atomic<uint64_t> total = 0;
+  for (int run = 0; run < 2; ++run) {
+    std::atomic<int> ready = 0;
+    std::atomic<int64_t> begin = 0;
+    on_threads(threads, [&](int i) {
+      for (++ready; ready < threads;) std::this_thread::yield();
+      int64_t none = 0;
+      begin.compare_exchange_strong(none, Clock::now().time_since_epoch().count());
+      const uint64_t each = bytes / threads / 4096 * 4096;
+      total += sum_of(memory + i * each, each);
+    });
+    const Clock::time_point from{Clock::duration(begin.load())};
+    best = std::max(best, bytes / seconds_since(from) * 1e-9);
+  }
+  return total == 1 ? 0 : best;
+}
+
+void print_row(const char* what, std::vector<double> layer_us, double bytes, double best_rate,
+               double waited = -1) {
+  std::sort(layer_us.begin(), layer_us.end());
+  double sum = 0;
+  for (const double us : layer_us) sum += us;
+  const double rate = bytes / sum * 1e-3;
+  std::printf("  %-38s %7.0f %7.0f %8.1f %6.0f %%", what, layer_us[layer_us.size() / 2],
+              layer_us[layer_us.size() * 99 / 100], rate, 100 * rate / best_rate);
+  if (waited >= 0) std::printf(" %6.1f %%", 100 * waited);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+std::vector<float> random_values(int64_t count) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer (or only
+// the first half of each).
+void bench_polling(const char* what, CpuExperts& cpu, const Weights& weights, int tokens, uint64_t jobs_least,
+                   uint64_t jobs_most, bool halves, double best_rate) {
+  const MissMailboxShape shape{kLayers, tokens, kHidden, 1};
+  std::vector<std::byte> memory(MissMailbox::bytes(shape) + 128);
+  const MissMailbox mailbox(memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128), shape);
+  const auto x = random_values(tokens * kHidden);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    std::copy(x.begin(), x.end(), mailbox.slot(layer).x);
+    *mailbox.slot(layer).tokens = tokens;
+  }
+  const auto make_jobs = [&](int layer, const MissPost& post, CpuJobs& jobs) {
+    jobs.clear(weights.kernel);
+    TokenUse uses[16];
+    for (int t = 0; t < tokens; ++t) uses[t] = {t, 0.5f, 1};
+    const int expert = jobs.add_expert({uses, static_cast<size_t>(tokens)});
+    const uint64_t count = jobs_least + layer % (jobs_most - jobs_least + 1);
+    const uint64_t first = (uint64_t{post.step} * kLayers + layer) * jobs_most;
+    for (uint64_t i = 0; i < count; ++i) {
+      jobs.add_job(expert, weights.slice(first + i), {0, halves ? kWidth / 2 : kWidth});
+    }
+  };
+  cpu.start_polling(mailbox, make_jobs, 1);
+  const auto before = cpu.counters();
+  std::vector<double> layer_us;
+  const auto begin = Clock::now();
+  for (uint32_t step = 1; step < 3 || seconds_since(begin) < kSecondsEach; ++step) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const MissSlot slot = mailbox.slot(layer);
+      const auto posted = Clock::now();
+      std::atomic_ref(*slot.posted).store(step, std::memory_order_release);
+      const std::atomic_ref done(*slot.done);
+      for (uint32_t turns = 0; done.load(std::memory_order_acquire) != step;) spin(turns);
+      layer_us.push_back(1e6 * seconds_since(posted));
+    }
+  }
+  cpu.stop_polling();
+  const auto after = cpu.counters();
+  const double busy = std::max(after.busy_s - before.busy_s, 1e-9);
+  print_row(what, layer_us, static_cast<double>(after.bytes - before.bytes), best_rate,
+            (after.waited_s - before.waited_s) / busy);
+}
+
+// 16 experts of 4 slices, chosen by `uses` tokens each.
+void bench_batch(const char* what, CpuExperts& cpu, const Weights& weights, int uses, double best_rate) {
+  const int64_t tokens = 16 * uses;
+  const auto x = random_values(tokens * kHidden);
+  std::vector<float> result(x.size());
+  CpuJobs jobs;
+  double bytes = 0;
+  std::vector<double> layer_us;
+  const auto begin = Clock::now();
+  for (uint64_t slice = 0; layer_us.size() < 3 || seconds_since(begin) < kSecondsEach;) {
+    jobs.clear(weights.kernel);
+    for (int expert = 0; expert < 16; ++expert) {
+      std::vector<TokenUse> chosen;
+      for (int i = 0; i < uses; ++i) chosen.push_back({i * 16 + expert, 0.5f, 1});
+      const int id = jobs.add_expert(chosen);
+      for (int i = 0; i < 4; ++i) jobs.add_job(id, weights.slice(slice++), {0, kWidth});
+    }
+    bytes += static_cast<double>(jobs.weight_bytes());
+    const auto started = Clock::now();
+    cpu.run(jobs, x.data(), tokens, result.data());
+    layer_us.push_back(1e6 * seconds_since(started));
+  }
+  print_row(what, layer_us, bytes, best_rate);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const double gib = count > 1 ? std::atof(arguments[1]) : 8;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  CpuExpertsOptions options;
+  options.threads = count > 2 ? std::atoi(arguments[2]) : 0;
+  options.expert_width = 11 * kWidth;
+  if (gib < 0.1 || options.threads < 0) {
+    std::fprintf(stderr, "usage: cpu_experts_bench [GiB of weights, 8] [threads, all cores but one]\n");
+    return 2;
+  }
+  const auto bytes = static_cast<uint64_t>(gib * 512) << 21;
+  const Memory memory = filled_memory(bytes, cores);
+
+  CpuExperts cpu(options);
+  std::printf("%d cores, %d threads, %s, %.1f GiB\n", cores, cpu.threads(),
+              path_name(supported_cpu_paths().back()).data(), gib);
+  std::printf("plain reading, GB/s:");
+  double best_rate = 0;
+  for (int threads = 1; threads <= cores;
+       threads = threads == cores ? cores + 1 : std::min(2 * threads, cores)) {
+    std::printf("  %d: %.1f", threads, read_rate(memory.get(), bytes, threads));
+    std::fflush(stdout);
+  }
+  best_rate = read_rate(memory.get(), bytes, cpu.threads());
+  std::printf("  %d (the 100 %% below): %.1f\n", cpu.threads(), best_rate);
+
+  std::printf("  %-38s %7s %7s %8s %8s %8s\n", "layer", "us p50", "p99", "GB/s", "of read", "waiting");
+  for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
+    const Weights weights(memory.get(), bytes, encoding);
+    const auto row = [&](const char* what) {
+      static char text[64];
+      std::snprintf(text, sizeof text, "%s, %s", encoding_name(encoding).data(), what);
+      return text;
+    };
+    bench_polling(row("decode, 1 token, no jobs"), cpu, weights, 1, 0, 0, false, best_rate);
+    bench_polling(row("decode, 1 token, 1 slice"), cpu, weights, 1, 1, 1, false, best_rate);
+    bench_polling(row("decode, 1 token, 7-11 slices"), cpu, weights, 1, 7, 11, false, best_rate);
+    bench_polling(row("decode, 1 token, 9 half slices"), cpu, weights, 1, 9, 9, true, best_rate);
+    bench_polling(row("decode, 4 tokens, 7-11 slices"), cpu, weights, 4, 7, 11, false, best_rate);
+    bench_batch(row("batch, 64 slices of 1 token"), cpu, weights, 1, best_rate);
+    bench_batch(row("batch, 64 slices of 4 tokens"), cpu, weights, 4, best_rate);
+    bench_batch(row("batch, 64 slices of 16 tokens"), cpu, weights, 16, best_rate);
+  }
+  return 0;
+}

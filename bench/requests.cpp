@@ -1,0 +1,80 @@
+#include "bench/requests.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/error.h"
+
+namespace lighter::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, int64_t generated_tokens) {
+  RequestSample sample;
+  const int batch = static_cast<int>(prompts.size());
+  for (int sequence = 0; sequence < batch; ++sequence) model_.release(sequence);
+  last_.clear();
+  meter_.begin(counters_());
+  const auto begin = Clock::now();
+  for (int sequence = 0; sequence < batch; ++sequence) {
+    last_.push_back(prefill(sequence, prompts[sequence]));
+    sample.first_token_s.push_back(seconds_since(begin));
+  }
+  sample.prefill = meter_.end(counters_());
+  position_ = static_cast<int64_t>(prompts.front().size());
+
+  meter_.begin(counters_());
+  for (int64_t made = 1; made < generated_tokens; ++made) {
+    const auto step = Clock::now();
+    decode_step();
+    sample.step_s.push_back(seconds_since(step));
+  }
+  sample.decode = meter_.end(counters_());
+  return sample;
+}
+
+void Requests::one_more_step() {
+  if (position_ < model_.context()) decode_step();
+}
+
+int64_t Requests::prefill(int sequence, const std::vector<int64_t>& prompt) {
+  const auto length = static_cast<int64_t>(prompt.size());
+  at::Tensor logits;
+  for (int64_t begin = 0; begin < length;) {
+    check_interrupted();
+    const int64_t count = std::min({prefill_chunk_, model_.max_tokens_from(begin), length - begin});
+    Step step;
+    step.add(sequence, begin, prompt.data() + begin, count);
+    logits = model_.forward(step);
+    begin += count;
+  }
+  return logits.select(0, logits.size(0) - 1).argmax().item<int64_t>();
+}
+
+void Requests::decode_step() {
+  check_interrupted();
+  Step step;
+  for (size_t i = 0; i < last_.size(); ++i) step.add(static_cast<int>(i), position_, &last_[i], 1);
+  ++position_;
+  if (last_.size() == 1) {
+    last_[0] = model_.likeliest(step);
+    return;
+  }
+  const at::Tensor next = model_.forward(step).argmax(1);
+  for (size_t i = 0; i < last_.size(); ++i) last_[i] = next[static_cast<int64_t>(i)].item<int64_t>();
+}
+
+void Requests::check_interrupted() const {
+  if (interrupted_) throw Interrupted();
+}
+
+}  // namespace lighter::bench

@@ -1,0 +1,371 @@
+// YAML → models and blocks → every combination of a block's lists → points in their order.
+#include "bench/sweep.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <map>
+
+#include "bench/yaml_map.h"
+#include "runtime/bytes.h"
+#include "runtime/config/config.h"
+#include "runtime/error.h"
+
+namespace lighter::bench {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using nlohmann::json;
+
+constexpr uint64_t kMostTokens = uint64_t{1} << 24;
+constexpr double kMostGbPerS = 1e6;
+
+// An axis that becomes overrides of the configuration.
+struct Axis {
+  std::string name;
+  ValueForm item;
+  std::vector<std::string> (*overrides)(const std::string& value);
+};
+
+template <const char* Key>
+std::vector<std::string> set_key(const std::string& value) {
+  return {std::string(Key) + "=" + value};
+}
+constexpr char kFormat[] = "model.format", kExperts[] = "model.experts", kBudget[] = "memory.gpu_budget",
+               kMiss[] = "offload.miss", kPolicy[] = "offload.policy", kResident[] = "offload.resident";
+
+std::vector<std::string> set_prefetch(const std::string& depth) {
+  if (depth == "0") return {"offload.prefetch.enabled=false"};
+  return {"offload.prefetch.enabled=true", "offload.prefetch.depth=" + depth};
+}
+
+bool is_size(std::string_view text) {
+  return parse_bytes(text).has_value();
+}
+
+// In the order in which they vary, the last one fastest: what costs a load comes first. The configuration
+// says which words it knows, so they are not listed here a second time.
+const std::vector<Axis>& axes() {
+  static const std::vector<Axis> list = {
+      {"format", forms::text("a weight format"), set_key<kFormat>},
+      {"experts", forms::text("a weight format"), set_key<kExperts>},
+      {"gpu_budget", forms::text("a size such as 78GiB", ".", is_size), set_key<kBudget>},
+      {"policy", forms::text("a policy"), set_key<kPolicy>},
+      {"prefetch_depth", forms::integer(0, 8), set_prefetch},
+      {"miss", forms::text("a way for misses"), set_key<kMiss>},
+      {"resident", {}, set_key<kResident>},
+  };
+  return list;
+}
+
+std::vector<ValueForm> axis_forms(const Axis& axis) {
+  if (axis.name != "resident") return {axis.item, forms::list_of(axis.item)};
+  return {forms::words({"auto"}), forms::number(0, 1), forms::list_of(forms::number(0, 1))};
+}
+
+std::vector<ValueForm> count_forms(uint64_t min, uint64_t max) {
+  return {forms::integer(min, max), forms::list_of(forms::integer(min, max))};
+}
+
+std::vector<MapKey> file_keys() {
+  return {{"name", {forms::text("a name")}, true},
+          {"baseline", {forms::text("the name of a model")}, true},
+          {"warmup", {forms::integer(0, 1000)}},
+          {"repeats", {forms::integer(1, 1000)}},
+          {"models", {}, true},
+          {"points", {}, true},
+          {"prompt", {}},
+          {"trace", {forms::text("the path of a file that `lighter trace` wrote")}},
+          {"rates", {}}};
+}
+
+std::vector<MapKey> model_keys() {
+  return {{"name", {forms::text("a name")}, true},
+          {"config", {forms::text("the path of a configuration")}, true},
+          {"set", {forms::list_of(forms::text("key.path=value"))}}};
+}
+
+std::vector<MapKey> block_keys() {
+  std::vector<MapKey> keys = {{"models", {forms::list_of(forms::text("the name of a model"))}, true},
+                              {"set", {forms::list_of(forms::text("key.path=value"))}},
+                              {"prompt_tokens", count_forms(1, kMostTokens)},
+                              {"generated_tokens", count_forms(1, kMostTokens)},
+                              {"batch", count_forms(1, 4096)}};
+  for (const Axis& axis : axes()) keys.push_back({axis.name, axis_forms(axis), false});
+  return keys;
+}
+
+struct ModelEntry {
+  std::string name;
+  std::filesystem::path config;
+  std::string text;  // of the configuration
+  std::vector<std::string> set;
+};
+
+// A scalar counts as a list of one.
+json values_of(const YamlMap& map, const std::string& name, const json& fallback) {
+  const MapEntry* entry = map.find(name);
+  if (entry == nullptr) return fallback;
+  if (!entry->value.is_array()) return json::array({entry->value});
+  if (entry->value.empty()) fail_at(entry->where, "'" + name + "' is an empty list");
+  return entry->value;
+}
+
+std::string as_text(const json& value) {
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+std::string hex(uint64_t value) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+uint64_t fnv1a(const std::string& text) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash;
+}
+
+Json workload_json(const Workload& w) {
+  return {{"prompt_tokens", w.prompt_tokens}, {"generated_tokens", w.generated_tokens}, {"batch", w.batch}};
+}
+
+class Reader {
+ public:
+  explicit Reader(const std::filesystem::path& file) : source_{file.string()}, folder_(file.parent_path()) {}
+
+  Sweep read(const YAML::Node& root) {
+    const YamlMap map(source_, "", root, file_keys());
+    sweep_.name = map.at("name").value.get<std::string>();
+    sweep_.warmup = map.get("warmup", 1);
+    sweep_.repeats = map.get("repeats", 3);
+    if (const MapEntry* trace = map.find("trace")) sweep_.inputs.trace = resolved(*trace);
+    if (const MapEntry* prompt = map.find("prompt")) read_prompt(prompt->node);
+    if (const MapEntry* rates = map.find("rates")) read_rates(rates->node);
+    read_models(map.at("models"));
+    sweep_.baseline = map.at("baseline").value.get<std::string>();
+    const ModelEntry& baseline = model(sweep_.baseline, map.at("baseline").where);
+    const MapEntry& blocks = map.at("points");
+    if (!blocks.node.IsSequence() || blocks.node.size() == 0) {
+      fail_at(blocks.where, "'points' must be a list of maps, but is " + describe_value(blocks.node));
+    }
+    for (size_t i = 0; i < blocks.node.size(); ++i)
+      read_block("points[" + std::to_string(i) + "]", blocks.node[i]);
+    arrange(baseline, map.at("baseline").where);
+    return std::move(sweep_);
+  }
+
+ private:
+  std::filesystem::path resolved(const MapEntry& entry) const {
+    return (folder_ / entry.value.get<std::string>()).lexically_normal();
+  }
+
+  void read_prompt(const YAML::Node& node) {
+    const std::vector<MapKey> keys = {{"file", {forms::text("the path of a text")}},
+                                      {"seed", {forms::integer(0, ~uint64_t{0})}}};
+    const YamlMap map(source_, "prompt", node, keys);
+    if (const MapEntry* file = map.find("file")) sweep_.inputs.prompt_file = resolved(*file);
+    sweep_.inputs.prompt_seed = map.get<uint64_t>("seed", 0);
+  }
+
+  void read_rates(const YAML::Node& node) {
+    const ValueForm rate = forms::number_above(0, kMostGbPerS);
+    const std::vector<MapKey> keys = {{"device_read_gb_per_s", {rate}},
+                                      {"link_gb_per_s", {rate}},
+                                      {"cpu_read_gb_per_s", {rate}},
+                                      {"both_gb_per_s", {rate}}};
+    const YamlMap map(source_, "rates", node, keys);
+    const auto take = [&](const char* name, std::optional<double>& into) {
+      if (const MapEntry* entry = map.find(name)) into = entry->value.get<double>();
+    };
+    take("device_read_gb_per_s", sweep_.rates.device_read);
+    take("link_gb_per_s", sweep_.rates.link);
+    take("cpu_read_gb_per_s", sweep_.rates.cpu_read);
+    take("both_gb_per_s", sweep_.rates.both);
+  }
+
+  void read_models(const MapEntry& list) {
+    if (!list.node.IsSequence() || list.node.size() == 0) {
+      fail_at(list.where, "'models' must be a list of maps, but is " + describe_value(list.node));
+    }
+    for (size_t i = 0; i < list.node.size(); ++i) {
+      const YamlMap map(source_, "models[" + std::to_string(i) + "]", list.node[i], model_keys());
+      const MapEntry& name = map.at("name");
+      ModelEntry entry{name.value.get<std::string>(), resolved(map.at("config")), "",
+                       map.get<std::vector<std::string>>("set", {})};
+      if (std::ranges::find(models_, entry.name, &ModelEntry::name) != models_.end()) {
+        fail_at(name.where, "two models are called '" + entry.name + "'");
+      }
+      entry.text = read_text(entry.config);
+      models_.push_back(std::move(entry));
+    }
+  }
+
+  const ModelEntry& model(const std::string& name, const std::string& where) const {
+    const auto found = std::ranges::find(models_, name, &ModelEntry::name);
+    if (found != models_.end()) return *found;
+    std::string known;
+    for (const ModelEntry& entry : models_) known += (known.empty() ? "" : ", ") + entry.name;
+    fail_at(where, "no model is called '" + shorten(name) + "'; there are: " + known);
+  }
+
+  void read_block(const std::string& path, const YAML::Node& node) {
+    const YamlMap map(source_, path, node, block_keys());
+    const json set = map.get("set", json::array());
+    for (const json& name : map.at("models").value) {
+      const ModelEntry& entry = model(name.get<std::string>(), map.at("models").where);
+      Point point;
+      point.model = entry.name;
+      point.config = entry.config;
+      point.overrides = entry.set;
+      combine(map, 0, point, [&](Point finished) {
+        for (const json& text : set) finished.overrides.push_back(text.get<std::string>());
+        if (!set.empty()) finished.settings["set"] = set;
+        check(finished, map.where());
+        add_workloads(map, std::move(finished));
+      });
+    }
+  }
+
+  void combine(const YamlMap& map, size_t axis, const Point& point,
+               const std::function<void(Point)>& finished) const {
+    if (axis == axes().size()) return finished(point);
+    const Axis& here = axes()[axis];
+    if (map.find(here.name) == nullptr) return combine(map, axis + 1, point, finished);
+    for (const json& value : values_of(map, here.name, {})) {
+      Point next = point;
+      next.settings[here.name] = value;
+      for (std::string& text : here.overrides(as_text(value))) next.overrides.push_back(std::move(text));
+      combine(map, axis + 1, next, finished);
+    }
+  }
+
+  void add_workloads(const YamlMap& map, Point point) {
+    const Workload usual;
+    for (const json& prompt : values_of(map, "prompt_tokens", json::array({usual.prompt_tokens}))) {
+      for (const json& generated :
+           values_of(map, "generated_tokens", json::array({usual.generated_tokens}))) {
+        for (const json& batch : values_of(map, "batch", json::array({usual.batch}))) {
+          point.workload = {prompt.get<int64_t>(), generated.get<int64_t>(), batch.get<int>()};
+          add(point);
+        }
+      }
+    }
+  }
+
+  // The same point may stand in two blocks; it is measured once.
+  void add(const Point& point) {
+    if (std::ranges::find(workloads_, point.workload) == workloads_.end())
+      workloads_.push_back(point.workload);
+    Point named = point;
+    name_it(named);
+    if (std::ranges::find(sweep_.points, named.id, &Point::id) == sweep_.points.end()) {
+      sweep_.points.push_back(std::move(named));
+    }
+  }
+
+  // Configuration mistakes are found now, not after an hour of measuring.
+  static void check(const Point& point, const std::string& where) {
+    try {
+      load_config(point.config, point.overrides);
+    } catch (const ConfigError& error) {
+      fail_at(where, "the model '" + point.model + "' cannot be configured so: " + error.what());
+    }
+  }
+
+  void name_it(Point& point) const {
+    const Json workload = workload_json(point.workload);
+    point.key = Json{{"model", point.model}, {"settings", point.settings}, {"workload", workload}}.dump();
+    Json all = {{"config", model(point.model, "").text},
+                {"overrides", point.overrides},
+                {"key", point.key},
+                {"round", round_name(point.round)},
+                {"warmup", sweep_.warmup},
+                {"repeats", sweep_.repeats},
+                {"prompt", sweep_.inputs.prompt_file.string()},
+                {"seed", sweep_.inputs.prompt_seed},
+                {"trace", sweep_.inputs.trace.string()}};
+    point.id = hex(fnv1a(all.dump()));
+  }
+
+  void arrange(const ModelEntry& baseline, const std::string& where) {
+    Point point;
+    point.model = baseline.name;
+    point.config = baseline.config;
+    point.overrides = baseline.set;
+    check(point, where);
+    const auto round = [&](Round which) {
+      std::vector<Point> of_round;
+      for (const Workload& workload : workloads_) {
+        point.workload = workload;
+        point.round = which;
+        name_it(point);
+        of_round.push_back(point);
+      }
+      return of_round;
+    };
+    std::vector<Point>& points = sweep_.points;
+    // Between two loads, so that the baseline in the middle causes no further one.
+    size_t middle = points.size() / 2;
+    while (middle < points.size() && middle > 0 && points[middle].overrides == points[middle - 1].overrides)
+      ++middle;
+    const std::vector<Point> first = round(Round::first), between = round(Round::middle),
+                             last = round(Round::last);
+    points.insert(points.begin() + static_cast<std::ptrdiff_t>(middle), between.begin(), between.end());
+    points.insert(points.begin(), first.begin(), first.end());
+    points.insert(points.end(), last.begin(), last.end());
+    for (Point& each : points) each.label = label(each);
+  }
+
+  std::string label(const Point& point) const {
+    std::string text = point.model;
+    for (const auto& [name, value] : point.settings.items()) {
+      if (name == "resident" && value.is_number()) {
+        char share[32];
+        std::snprintf(share, sizeof share, "%g %% resident", 100 * value.get<double>());
+        text += std::string(", ") + share;
+      } else if (name == "format" || name == "experts" || name == "policy" || name == "miss") {
+        text += ", " + as_text(value);
+      } else if (name == "set") {
+        for (const auto& each : value) text += ", " + each.get<std::string>();
+      } else {
+        text += ", " + (name == "prefetch_depth" ? "prefetch" : name) + " " + as_text(value);
+      }
+    }
+    if (workloads_.size() > 1) {
+      text += ", " + std::to_string(point.workload.prompt_tokens) + " + " +
+              std::to_string(point.workload.generated_tokens) + " tokens";
+      if (point.workload.batch > 1) text += " × " + std::to_string(point.workload.batch);
+    }
+    return text;
+  }
+
+  const YamlSource source_;
+  const std::filesystem::path folder_;
+  Sweep sweep_;
+  std::vector<ModelEntry> models_;
+  std::vector<Workload> workloads_;
+};
+
+}  // namespace
+
+const char* round_name(Round round) {
+  switch (round) {
+    case Round::none:
+      return "none";
+    case Round::first:
+      return "first";
+    case Round::middle:
+      return "middle";
+    case Round::last:
+      return "last";
+  }
+  return "?";
+}
+
+Sweep load_sweep(const std::filesystem::path& file) {
+  return Reader(file).read(parse_yaml({file.string()}, read_text(file)));
+}
+
+}  // namespace lighter::bench

@@ -1,0 +1,650 @@
+#include "models/decode_graph.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "models/rope.h"
+#include "runtime/error.h"
+#include "runtime/kernels/decode.h"
+#include "runtime/kernels/decode_attention.h"
+#include "runtime/torch/tensors.h"
+
+namespace lighter::models {
+namespace {
+
+using kernels::WeightFormat;
+
+constexpr int kSequence = 0;
+// Blocks that read host memory: enough for PCIe, and few enough to leave the GPU to the resident slices.
+constexpr int kZeroCopyBlocks = 64;
+constexpr unsigned kWhole = 65536;  // as a share
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw DeviceError(std::string("the decode graph: ") + what + ": " + cudaGetErrorString(error));
+}
+
+WeightFormat format_of(SliceEncoding encoding) {
+  if (encoding == SliceEncoding::int8) return WeightFormat::int8;
+  return encoding == SliceEncoding::int4 ? WeightFormat::int4 : WeightFormat::bf16;
+}
+
+int64_t group_of(WeightFormat format) {
+  return format == WeightFormat::int8 ? 128 : 64;
+}
+
+bool any_layer(const ModelSpec& spec, bool chunked) {
+  return std::any_of(spec.layers.begin(), spec.layers.end(),
+                     [&](const LayerSpec& layer) { return layer.chunked == chunked; });
+}
+
+// How the ints that a step is told lie: block tables of both groups, then scheduled experts.
+struct TableLayout {
+  int blocks[2] = {};
+  int forced_at = 0;
+  int entries = 0;
+
+  explicit TableLayout(const DecodeGraphShape& shape) {
+    for (const bool chunked : {false, true}) {
+      if (!any_layer(shape.spec, chunked)) continue;
+      const int64_t positions = chunked ? std::min(shape.spec.attention_chunk, shape.context) : shape.context;
+      blocks[chunked] = static_cast<int>((positions + shape.kv_block - 1) / shape.kv_block);
+    }
+    forced_at = blocks[0] + blocks[1];
+    entries = forced_at + shape.experts.layers * shape.spec.experts_per_token;
+  }
+};
+
+// Room in one allocation; with no base it only counts.
+class Room {
+ public:
+  explicit Room(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* take(int64_t count) {
+    const uint64_t at = used_;
+    used_ += (static_cast<uint64_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+  }
+  uint64_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  uint64_t used_ = 0;
+};
+
+struct Activations {
+  kernels::HiddenActivations hidden;
+
+  Activations() = default;
+  Activations(Room& room, WeightFormat format, int64_t jobs, int64_t width) {
+    const int64_t groups = jobs * width / group_of(format);
+    hidden.values = room.take<std::byte>(jobs * width * (format == WeightFormat::bf16 ? 2 : 1));
+    if (format == WeightFormat::bf16) return;
+    hidden.scales = room.take<float>(groups);
+    hidden.sums = room.take<float>(groups);
+    hidden.unquantized = room.take<float>(jobs * width);
+    hidden.finished = room.take<unsigned>(groups);
+  }
+};
+
+struct DeviceRoom {
+  float *residual, *qkv, *attended, *logits, *inverse_frequencies;
+  std::byte* attention_workspace;
+  kernels::StepInput* state;
+  int* tables;
+  unsigned long long* best;
+  unsigned *error, *ready, *share;
+  Activations fixed[3];  // by format, of networks that every token passes
+  Activations routed, from_host;
+  kernels::JobList *resident, *zero_copy;
+  int *chosen, *positions;
+  float *router_weights, *fixed_sum, *partials;
+  unsigned char* computed;
+  const std::byte **device_table, **host_table;
+
+  DeviceRoom(Room& room, const DecodeGraphShape& shape) {
+    const ModelSpec& spec = shape.spec;
+    residual = room.take<float>(spec.hidden);
+    qkv = room.take<float>((spec.heads + 2 * spec.kv_heads) * spec.head_dim);
+    attended = room.take<float>(spec.heads * spec.head_dim);
+    logits = room.take<float>(spec.vocab);
+    inverse_frequencies = room.take<float>(spec.head_dim / 2);
+    attention_workspace = room.take<std::byte>(static_cast<int64_t>(kernels::decode_attention_workspace_bytes(
+        static_cast<int>(spec.heads), static_cast<int>(spec.kv_heads), static_cast<int>(spec.head_dim))));
+    state = room.take<kernels::StepInput>(1);
+    tables = room.take<int>(TableLayout(shape).entries);
+    best = room.take<unsigned long long>(1);
+    error = room.take<unsigned>(1);
+    const int64_t ffn = std::max(spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn);
+    for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {
+      if (std::count(shape.formats.shared.begin(), shape.formats.shared.end(), encoding) == 0) continue;
+      const WeightFormat format = format_of(encoding);
+      const bool whole = format == WeightFormat::bf16;  // one wide slice
+      const int64_t width = whole ? ffn : shape.formats.slice_width;
+      if (ffn > 0)
+        fixed[static_cast<int>(format)] = Activations(room, format, (ffn + width - 1) / width, width);
+    }
+    if (shape.experts.layers == 0) return;
+    const WeightFormat format = format_of(shape.encoding);
+    const int64_t jobs = static_cast<int64_t>(spec.experts_per_token) * shape.experts.slices;
+    const int64_t layers = shape.experts.layers;
+    ready = room.take<unsigned>(layers);
+    routed = Activations(room, format, jobs, shape.slice_width);
+    resident = reinterpret_cast<kernels::JobList*>(
+        room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
+    chosen = room.take<int>(layers * spec.experts_per_token);
+    positions = room.take<int>(1);
+    router_weights = room.take<float>(spec.experts);
+    computed = room.take<unsigned char>(jobs);
+    device_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
+    if (shape.all_resident) return;
+    host_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
+    from_host = Activations(room, format, jobs, shape.slice_width);
+    zero_copy = reinterpret_cast<kernels::JobList*>(
+        room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
+    fixed_sum = room.take<float>(spec.hidden);
+    partials = room.take<float>(jobs * spec.hidden);
+  }
+};
+
+struct HostRoom {
+  kernels::StepInput* input;
+  kernels::StepOutput* output;
+  int *tables, *chosen;
+
+  HostRoom(Room& room, const DecodeGraphShape& shape) {
+    input = room.take<kernels::StepInput>(1);
+    output = room.take<kernels::StepOutput>(1);
+    tables = room.take<int>(TableLayout(shape).entries);
+    chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
+  }
+};
+
+template <typename Kind>
+uint64_t counted(const DecodeGraphShape& shape) {
+  Room room(nullptr);
+  Kind kind(room, shape);
+  return room.used();
+}
+
+class CudaDecodeGraph : public DecodeGraph {
+ public:
+  CudaDecodeGraph(const DecodeGraphShape& shape, const LoadedWeights& weights, KvCache& kv,
+                  const ExpertExecutor* executor, const RoutingSchedule& schedule, Device& device)
+      : shape_(shape),
+        spec_(shape.spec),
+        weights_(weights),
+        kv_(kv),
+        executor_(executor),
+        schedule_(schedule),
+        device_(device),
+        tables_(shape),
+        device_memory_(device.allocate(counted<DeviceRoom>(shape), "the decode step")),
+        host_memory_(device.allocate_host(counted<HostRoom>(shape), "the decode step's input")),
+        on_device_([&] {
+          Room room(device_memory_.data());
+          return DeviceRoom(room, shape);
+        }()),
+        on_host_([&] {
+          Room room(host_memory_.data());
+          return HostRoom(room, shape);
+        }()),
+        side_(device.new_copy_stream()),
+        main_stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())),
+        side_stream_(static_cast<cudaStream_t>(side_->native_handle())) {
+    check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), main_stream_), "clearing");
+    check(cudaStreamSynchronize(main_stream_), "clearing");
+    std::memset(host_memory_.data(), 0, host_memory_.bytes());
+    const auto frequencies = inverse_frequencies(spec_.rope, spec_.head_dim);
+    check(cudaMemcpy(on_device_.inverse_frequencies, frequencies.data(), frequencies.size() * sizeof(float),
+                     cudaMemcpyHostToDevice),
+          "copying");
+    check(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming), "creating an event");
+    check(cudaEventCreateWithFlags(&join_, cudaEventDisableTiming), "creating an event");
+    update_places();
+    capture();
+  }
+
+  ~CudaDecodeGraph() override {
+    cudaGraphExecDestroy(executable_);
+    cudaEventDestroy(fork_);
+    cudaEventDestroy(join_);
+  }
+
+  int64_t step(int64_t token, int64_t position) override {
+    update_places();
+    kv_.reserve(kSequence, position);
+    kernels::StepInput& input = *on_host_.input;
+    input.step = ++step_;
+    input.zero_copy_share = kWhole;
+    input.tokens[0] = static_cast<int>(token);
+    input.positions[0] = static_cast<int>(position);
+    write_tables(position);
+    check(cudaGraphLaunch(executable_, main_stream_), "launching");
+    check(cudaStreamSynchronize(main_stream_), "running");
+    if (on_host_.output->error == kernels::kNotFinite) {
+      throw DeviceError("the logits are not finite at position " + std::to_string(position) +
+                        "; the weights are damaged, or the model needs decode: eager");
+    }
+    if (on_host_.output->error != 0) {
+      throw DeviceError("decoding stopped at layer " + std::to_string(on_host_.output->error - 1) +
+                        ": the CPU's share of its experts did not come within " +
+                        std::to_string(kernels::kWaitLimitMs) + " ms; a worker has died or is starved");
+    }
+    count();
+    return on_host_.output->ids[0];
+  }
+
+  at::Tensor logits() const override {
+    return view_of(on_device_.logits, {1, spec_.vocab}, device_, DType::fp32).cpu();
+  }
+  const ExpertCounters& counters() const override { return counters_; }
+
+ private:
+  // The residency, when it has changed.
+  void update_places() {
+    if (executor_ == nullptr || (places_.version != 0 && places_.version == executor_->places_version()))
+      return;
+    places_ = executor_->slice_places();
+    const auto upload = [&](const std::vector<const std::byte*>& from, const std::byte** to) {
+      check(cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice), "copying");
+    };
+    upload(places_.device, on_device_.device_table);
+    if (!shape_.all_resident) upload(places_.host, on_device_.host_table);
+  }
+
+  void write_tables(int64_t position) {
+    int at = 0;
+    for (const bool chunked : {false, true}) {
+      if (tables_.blocks[chunked] == 0) continue;
+      const auto& blocks = kv_.table(chunked).blocks(kSequence);
+      std::copy(blocks.begin(), blocks.end(), on_host_.tables + at);
+      at += tables_.blocks[chunked];
+    }
+    if (!schedule_) return;
+    std::vector<int64_t> experts(spec_.experts_per_token);
+    for (int layer = 0; layer < shape_.experts.layers; ++layer) {
+      schedule_(layer, position, experts.data());
+      std::copy(experts.begin(), experts.end(),
+                on_host_.tables + tables_.forced_at + layer * spec_.experts_per_token);
+    }
+  }
+
+  void count() {
+    for (int layer = 0; layer < shape_.experts.layers; ++layer) {
+      for (int rank = 0; rank < spec_.experts_per_token; ++rank) {
+        const int expert = on_host_.chosen[layer * spec_.experts_per_token + rank];
+        const size_t first = shape_.experts.index({layer, expert, 0});
+        const auto begin = places_.device.begin() + static_cast<int64_t>(first);
+        const auto missed = static_cast<uint64_t>(std::count(begin, begin + shape_.experts.slices, nullptr));
+        counters_.slices_used += shape_.experts.slices;
+        counters_.slices_resident += shape_.experts.slices - missed;
+        counters_.slices_missed += missed;
+        counters_.demand_bytes += missed * shape_.experts.slice_bytes;
+      }
+    }
+  }
+
+  const std::byte* data(WeightRole role, int layer = -1) const {
+    return static_cast<const std::byte*>(weights_.at(role, layer).const_data_ptr());
+  }
+  kernels::NormedInput normed(WeightRole role, int layer = -1) const {
+    return {on_device_.residual, data(role, layer), static_cast<float>(spec_.norm_eps)};
+  }
+  kernels::DecodeLinear linear(WeightRole role, int layer, int64_t rows, int64_t columns, float* out) const {
+    kernels::DecodeLinear linear;
+    linear.rows = rows;
+    linear.columns = columns;
+    linear.out = out;
+    if (const PackedWeight* const packed = weights_.packed(role, layer)) {
+      const PackedMatrix matrix = packed->matrix();
+      linear.format = format_of(packed->encoding);
+      linear.weights = packed->data + matrix.values_at;
+      linear.scales = packed->data + matrix.scales_at;
+      linear.minimums = packed->data + matrix.minimums_at;
+    } else {
+      linear.weights = data(role, layer);
+    }
+    return linear;
+  }
+
+  void capture() {
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
+    try {
+      enqueue();
+    } catch (...) {
+      cudaStreamEndCapture(main_stream_, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(main_stream_, &graph), "ending the capture");
+    const cudaError_t made = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(made, "instantiating");
+    check(cudaGraphUpload(executable_, main_stream_), "uploading");
+  }
+
+  void enqueue() {
+    kernels::DecodeBegin begin;
+    begin.input = on_host_.input;
+    begin.state = on_device_.state;
+    begin.hidden = spec_.hidden;
+    begin.embedding = data(spec_.tied_head ? WeightRole::head : WeightRole::embedding);
+    begin.residual = on_device_.residual;
+    begin.tables_from = on_host_.tables;
+    begin.tables_to = on_device_.tables;
+    begin.table_entries = tables_.entries;
+    begin.best = on_device_.best;
+    begin.error = on_device_.error;
+    kernels::decode_begin(begin, main_stream_);
+    for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
+      attention(layer);
+      if (spec_.layers[layer].moe_layer < 0) {
+        dense(layer);
+      } else if (shape_.all_resident) {
+        resident_experts(layer);
+      } else {
+        paged_experts(layer);
+      }
+    }
+    auto head = linear(WeightRole::head, -1, spec_.vocab, spec_.hidden, on_device_.logits);
+    head.normed = normed(WeightRole::final_norm);
+    head.best = on_device_.best;
+    kernels::decode_linear(head, main_stream_);
+    kernels::decode_end(on_device_.best, on_device_.error, on_device_.state, on_host_.output, 1,
+                        main_stream_);
+    if (shape_.experts.layers > 0) {
+      check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
+                            shape_.experts.layers * spec_.experts_per_token * sizeof(int),
+                            cudaMemcpyDeviceToHost, main_stream_),
+            "copying");
+    }
+  }
+
+  void attention(int layer) {
+    const LayerSpec& kind = spec_.layers[layer];
+    const int64_t q = spec_.heads * spec_.head_dim;
+    auto qkv =
+        linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
+    qkv.normed = normed(WeightRole::attention_norm, layer);
+    kernels::decode_linear(qkv, main_stream_);
+    kernels::DecodeAttention a;
+    a.qkv = on_device_.qkv;
+    a.position = on_device_.state->positions;
+    a.keys = kv_.key_data(layer);
+    a.values = kv_.value_data(layer);
+    a.block_table = on_device_.tables + (kind.chunked ? tables_.blocks[0] : 0);
+    a.block = static_cast<int>(shape_.kv_block);
+    a.window = kind.chunked ? spec_.attention_chunk : 0;
+    a.heads = static_cast<int>(spec_.heads);
+    a.kv_heads = static_cast<int>(spec_.kv_heads);
+    a.head_dim = static_cast<int>(spec_.head_dim);
+    a.rope = kind.rope;
+    a.interleaved = spec_.rope.interleaved;
+    a.inverse_frequencies = on_device_.inverse_frequencies;
+    a.qk_norm = kind.qk_norm;
+    a.eps = static_cast<float>(spec_.norm_eps);
+    a.temperature_scale = kind.temperature ? static_cast<float>(spec_.attention_scale) : 0.0f;
+    a.floor_scale = static_cast<float>(spec_.floor_scale);
+    a.context = shape_.context;
+    a.workspace = on_device_.attention_workspace;
+    a.out = on_device_.attended;
+    kernels::decode_attention(a, main_stream_);
+    auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
+    o.x = on_device_.attended;
+    o.add = true;
+    kernels::decode_linear(o, main_stream_);
+  }
+
+  // A network that every token passes: packed slices, or bf16 as one wide slice whose down matrix lies apart.
+  struct FixedFfn {
+    WeightFormat format = WeightFormat::bf16;
+    const std::byte* slices = nullptr;
+    int count = 0;  // 0: there is none
+    int64_t width = 0;
+    const std::byte* down = nullptr;  // of bf16
+  };
+  FixedFfn fixed_ffn(int layer) const {
+    const bool moe = spec_.layers[layer].moe_layer >= 0;
+    const int64_t ffn = moe ? spec_.shared_ffn : spec_.dense_ffn;
+    if (ffn == 0) return {};
+    const WeightRole gate_up = moe ? WeightRole::shared_gate_up : WeightRole::dense_gate_up;
+    if (const PackedWeight* const packed = weights_.packed(gate_up, layer)) {
+      return {format_of(packed->encoding), packed->data, static_cast<int>(packed->slices),
+              packed->slice_width, nullptr};
+    }
+    return {WeightFormat::bf16, data(gate_up, layer), 1, ffn,
+            data(moe ? WeightRole::shared_down : WeightRole::dense_down, layer)};
+  }
+  kernels::DecodeGateUp gate_up_of(const FixedFfn& ffn, int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = ffn.format;
+    g.hidden = spec_.hidden;
+    g.width = ffn.width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.fixed = ffn.slices;
+    g.fixed_jobs = ffn.count;
+    g.out = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    return g;
+  }
+  // residual: out += its result; else out becomes it.
+  void down_of(const FixedFfn& ffn, float* out, bool residual) const {
+    const kernels::HiddenActivations& hidden = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    if (ffn.down != nullptr) {
+      kernels::DecodeLinear down;
+      down.rows = spec_.hidden;
+      down.columns = ffn.width;
+      down.weights = ffn.down;
+      down.x_bf16 = hidden.values;
+      down.out = out;
+      down.add = residual;
+      kernels::decode_linear(down, main_stream_);
+      return;
+    }
+    kernels::DecodeDown down;
+    down.format = ffn.format;
+    down.hidden = spec_.hidden;
+    down.width = ffn.width;
+    down.fixed = ffn.slices;
+    down.fixed_jobs = ffn.count;
+    down.hidden_activations = hidden;
+    (residual ? down.residual : down.fixed_sum) = out;
+    kernels::decode_down(down, main_stream_);
+  }
+
+  void dense(int layer) {
+    const FixedFfn ffn = fixed_ffn(layer);
+    kernels::decode_gate_up(gate_up_of(ffn, layer), main_stream_);
+    down_of(ffn, on_device_.residual, true);
+  }
+
+  kernels::DecodeRouter router(int layer) const {
+    const int moe_layer = spec_.layers[layer].moe_layer;
+    const size_t first = shape_.experts.index({moe_layer, 0, 0});
+    kernels::DecodeRouter r;
+    r.experts = spec_.experts;
+    r.k = spec_.experts_per_token;
+    r.slices = shape_.experts.slices;
+    r.hidden = spec_.hidden;
+    r.score = spec_.router == RouterKind::sigmoid ? kernels::RouterScore::sigmoid
+                                                  : kernels::RouterScore::softmax_normalised;
+    r.weight = data(WeightRole::router, layer);
+    if (schedule_) r.forced = on_device_.tables + tables_.forced_at + moe_layer * spec_.experts_per_token;
+    r.input = normed(WeightRole::ffn_norm, layer);
+    r.device_table = on_device_.device_table + first;
+    r.groups_per_slice = static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
+    r.slice_bytes = shape_.experts.slice_bytes;
+    r.resident = on_device_.resident;
+    r.chosen = on_device_.chosen + moe_layer * spec_.experts_per_token;
+    r.weights = on_device_.router_weights;
+    r.step = &on_device_.state->step;
+    if (shape_.all_resident) return r;
+    r.host_table = on_device_.host_table + first;
+    r.zero_copy = on_device_.zero_copy;
+    r.zero_copy_share = &on_device_.state->zero_copy_share;
+    r.computed = on_device_.computed;
+    r.positions = on_device_.positions;
+    return r;
+  }
+
+  kernels::DecodeGateUp routed_gate_up(int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = format_of(shape_.encoding);
+    g.hidden = spec_.hidden;
+    g.width = shape_.slice_width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.list = on_device_.resident;
+    g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
+    g.experts = spec_.experts;
+    g.out = on_device_.routed.hidden;
+    return g;
+  }
+  kernels::DecodeDown routed_down() const {
+    kernels::DecodeDown d;
+    d.format = format_of(shape_.encoding);
+    d.hidden = spec_.hidden;
+    d.width = shape_.slice_width;
+    d.list = on_device_.resident;
+    d.most_list_jobs = spec_.experts_per_token * shape_.experts.slices;
+    d.output_weights = spec_.weight_on == WeightOn::output ? on_device_.router_weights : nullptr;
+    d.experts = spec_.experts;
+    d.hidden_activations = on_device_.routed.hidden;
+    return d;
+  }
+
+  void resident_experts(int layer) {
+    const FixedFfn shared = fixed_ffn(layer);
+    const auto routing = router(layer);
+    if (shared.count > 0) {  // It needs no routing, so a block routes beside it.
+      auto g = gate_up_of(shared, layer);
+      g.router = &routing;
+      g.ready = on_device_.ready + spec_.layers[layer].moe_layer;
+      kernels::decode_gate_up(g, main_stream_);
+    } else {
+      kernels::decode_router(routing, main_stream_);
+    }
+    kernels::decode_gate_up(routed_gate_up(layer), main_stream_);
+    if (shared.count > 0) down_of(shared, on_device_.residual, true);
+    auto down = routed_down();
+    down.residual = on_device_.residual;
+    kernels::decode_down(down, main_stream_);
+  }
+
+  // The side stream reads the missed slices from host memory meanwhile.
+  void paged_experts(int layer) {
+    const FixedFfn shared = fixed_ffn(layer);
+    kernels::decode_router(router(layer), main_stream_);
+    check(cudaEventRecord(fork_, main_stream_), "forking");
+    check(cudaStreamWaitEvent(side_stream_, fork_, 0), "forking");
+    auto missed = routed_gate_up(layer);
+    missed.list = on_device_.zero_copy;
+    missed.out = on_device_.from_host.hidden;
+    missed.blocks = kZeroCopyBlocks;
+    kernels::decode_gate_up(missed, side_stream_);
+    auto missed_down = routed_down();
+    missed_down.list = on_device_.zero_copy;
+    missed_down.hidden_activations = on_device_.from_host.hidden;
+    missed_down.partials = on_device_.partials;
+    missed_down.blocks = kZeroCopyBlocks;
+    kernels::decode_down(missed_down, side_stream_);
+    check(cudaEventRecord(join_, side_stream_), "joining");
+
+    if (shared.count > 0) kernels::decode_gate_up(gate_up_of(shared, layer), main_stream_);
+    kernels::decode_gate_up(routed_gate_up(layer), main_stream_);
+    if (shared.count > 0) down_of(shared, on_device_.fixed_sum, false);
+    auto down = routed_down();
+    down.partials = on_device_.partials;
+    kernels::decode_down(down, main_stream_);
+    check(cudaStreamWaitEvent(main_stream_, join_, 0), "joining");
+    kernels::DecodeCombine combine;
+    combine.hidden = spec_.hidden;
+    combine.fixed_sum = shared.count > 0 ? on_device_.fixed_sum : nullptr;
+    combine.partials = on_device_.partials;
+    combine.computed = on_device_.computed;
+    combine.positions = on_device_.positions;
+    combine.step = &on_device_.state->step;
+    combine.error = on_device_.error;
+    combine.layer = layer;
+    combine.residual = on_device_.residual;
+    kernels::decode_combine(combine, main_stream_);
+  }
+
+  const DecodeGraphShape shape_;
+  const ModelSpec& spec_;
+  const LoadedWeights& weights_;
+  KvCache& kv_;
+  const ExpertExecutor* executor_;
+  const RoutingSchedule schedule_;
+  Device& device_;
+  const TableLayout tables_;
+  Buffer device_memory_;
+  Buffer host_memory_;
+  const DeviceRoom on_device_;
+  const HostRoom on_host_;
+  std::unique_ptr<Stream> side_;
+  cudaStream_t main_stream_;
+  cudaStream_t side_stream_;
+  cudaEvent_t fork_ = nullptr;
+  cudaEvent_t join_ = nullptr;
+  cudaGraphExec_t executable_ = nullptr;
+  SlicePlaces places_;
+  unsigned step_ = 0;
+  ExpertCounters counters_;
+};
+
+}  // namespace
+
+std::string why_no_decode_graph(const DecodeGraphShape& shape, bool cuda, DType dtype) {
+  const ModelSpec& spec = shape.spec;
+  if (!cuda) return "the device is no GPU";
+  if (dtype != DType::bf16) return "the dtype is not bf16";
+  if (spec.hidden > 8192) return "the hidden size of " + std::to_string(spec.hidden) + " is more than 8192";
+  if (spec.head_dim != 64 && spec.head_dim != 128)
+    return "heads of " + std::to_string(spec.head_dim) + " values";
+  const int64_t group = spec.heads / spec.kv_heads;
+  if (group != 1 && group != 2 && group != 4 && group != 5 && group != 8) {
+    return std::to_string(group) + " query heads for one of the keys";
+  }
+  std::string why;
+  const auto require = [&](SliceEncoding encoding, int64_t columns) {
+    if (why.empty()) why = kernels::why_not_decodable(format_of(encoding), columns);
+  };
+  require(shape.formats.head, spec.hidden);
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    require(shape.formats.attention[i], spec.hidden);
+    require(shape.formats.attention[i], spec.heads * spec.head_dim);
+    require(shape.formats.shared[i], spec.hidden);
+    if (shape.formats.shared[i] == SliceEncoding::dense) {
+      require(SliceEncoding::dense, spec.layers[i].moe_layer < 0 ? spec.dense_ffn : spec.shared_ffn);
+    }
+  }
+  require(shape.experts.layers > 0 ? shape.encoding : SliceEncoding::dense, spec.hidden);
+  if (!why.empty()) return why;
+  const bool slices = shape.experts.layers > 0 || shape.formats.any_packed();
+  const int64_t width = shape.experts.layers > 0 ? shape.slice_width : shape.formats.slice_width;
+  if (slices && width != 256 && width != 512 && width != 1024) {
+    return "slices of width " + std::to_string(width) + "; set offload.slice_width to 256, 512 or 1024";
+  }
+  if (shape.experts.layers == 0) return {};
+  if (spec.experts > kernels::kMostDecodeExperts) return std::to_string(spec.experts) + " experts in a layer";
+  return {};
+}
+
+uint64_t decode_graph_device_bytes(const DecodeGraphShape& shape) {
+  return counted<DeviceRoom>(shape);
+}
+
+uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape) {
+  return counted<HostRoom>(shape);
+}
+
+std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
+                                               KvCache& kv, const ExpertExecutor* executor,
+                                               const RoutingSchedule& schedule, Device& device) {
+  return std::make_unique<CudaDecodeGraph>(shape, weights, kv, executor, schedule, device);
+}
+
+}  // namespace lighter::models

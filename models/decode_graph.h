@@ -1,0 +1,56 @@
+// Decoding without the host: one token of one sequence as one CUDA graph, from the token's id to the next one's.
+// What changes from step to step (token, position, KV blocks, step number) is written to mapped memory before
+// the graph is launched. Slices that are not resident are read by the GPU from host memory, beside the work on
+// resident ones; see runtime/kernels/decode.h.
+//
+// Built for one model on one device; not thread-safe. Steps throw DeviceError.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+
+#include "models/model_spec.h"
+#include "models/routing_schedule.h"
+#include "models/weight_formats.h"
+#include "models/weights.h"
+#include "runtime/kv/kv_cache.h"
+#include "runtime/moe/expert_executor.h"
+
+namespace lighter::models {
+
+// What it takes beside the weights. experts: of no layers for a dense model.
+struct DecodeGraphShape {
+  const ModelSpec& spec;
+  const WeightFormats& formats;
+  ExpertGrid experts;
+  SliceEncoding encoding = SliceEncoding::dense;
+  int64_t slice_width = 0;
+  int64_t context = 0;
+  int64_t kv_block = 0;
+  bool all_resident = true;
+};
+
+class DecodeGraph {
+ public:
+  virtual ~DecodeGraph() = default;
+
+  // Enqueues the step and waits for it; returns the likeliest next token.
+  virtual int64_t step(int64_t token, int64_t position) = 0;
+  // [1, vocab] fp32 on the host: of the last step.
+  virtual at::Tensor logits() const = 0;
+  virtual const ExpertCounters& counters() const = 0;
+};
+
+// Empty if the model can be decoded this way, else why not.
+std::string why_no_decode_graph(const DecodeGraphShape& shape, bool cuda, DType dtype);
+uint64_t decode_graph_device_bytes(const DecodeGraphShape& shape);
+uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape);
+
+// All references must outlive it. Throws CapacityError, and ConfigError in a build without CUDA.
+std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
+                                               KvCache& kv, const ExpertExecutor* executor,
+                                               const RoutingSchedule& schedule, Device& device);
+
+}  // namespace lighter::models

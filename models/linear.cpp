@@ -1,0 +1,23 @@
+#include "models/linear.h"
+
+#include <ATen/ops/mm.h>
+
+#include "runtime/moe/packed_ffn.h"
+#include "runtime/moe/packed_linear.h"
+#include "runtime/moe/swiglu.h"
+
+namespace lighter::models {
+
+at::Tensor linear(const at::Tensor& x, const LoadedWeights& weights, WeightRole role, int layer) {
+  const PackedWeight* packed = weights.packed(role, layer);
+  if (packed != nullptr) return packed_linear(weights.device(), x, *packed);
+  return at::mm(x, weights.at(role, layer).t());
+}
+
+at::Tensor dense_ffn(const at::Tensor& x, const LoadedWeights& weights, int layer) {
+  const PackedWeight* packed = weights.packed(WeightRole::dense_gate_up, layer);
+  if (packed != nullptr) return packed_ffn(weights.device(), x, *packed);
+  return swiglu(x, weights.at(WeightRole::dense_gate_up, layer), weights.at(WeightRole::dense_down, layer));
+}
+
+}  // namespace lighter::models

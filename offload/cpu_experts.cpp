@@ -1,0 +1,256 @@
+#include "offload/cpu_experts.h"
+
+#include <spdlog/spdlog.h>
+#include <tbb/global_control.h>
+#include <tbb/info.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "offload/cpu_team.h"
+#include "runtime/error.h"
+
+namespace lighter::offload {
+namespace {
+
+constexpr auto kTimeToWake = std::chrono::seconds(10);
+constexpr auto kTimeToEnd = std::chrono::seconds(1);
+constexpr int kMostThreads = 192;
+constexpr size_t kThreadsAllowed = 256;  // of the process; only those that are needed are made
+
+int64_t now_ns() {
+  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
+
+int threads_of(const CpuExpertsOptions& options) {
+  const int threads =
+      options.threads > 0 ? options.threads : std::max(1, tbb::info::default_concurrency() - 1);
+  if (threads <= kMostThreads) return threads;
+  throw ConfigError("the CPU's experts cannot have " + std::to_string(threads) + " threads; at most " +
+                    std::to_string(kMostThreads));
+}
+
+std::string place(uint32_t step, int layer) {
+  return "step " + std::to_string(step) + ", layer " + std::to_string(layer);
+}
+
+void check_tokens(int64_t tokens, int64_t most) {
+  if (tokens >= 0 && tokens <= most) return;
+  throw DeviceError("the GPU posted " + std::to_string(tokens) + " tokens to a mailbox for " +
+                    std::to_string(most));
+}
+
+}  // namespace
+
+struct CpuExperts::Parts {
+  // The arena's workers never leave it while they poll, so oneTBB must be free to make more threads for other
+  // arenas. The least of all such settings counts, so every executor allows the same.
+  explicit Parts(int threads)
+      : more_threads(tbb::global_control::max_allowed_parallelism, kThreadsAllowed),
+        team(threads),
+        arena(threads, 0) {}
+
+  tbb::global_control more_threads;
+  CpuTeam team;
+  tbb::task_arena arena;
+};
+
+struct CpuExperts::Polling {
+  Polling(const MissMailbox& box, MakeCpuJobs make, uint32_t step, int workers)
+      : mailbox(box), make_jobs(std::move(make)), first_step(step), finish(workers), seen_ns(workers) {}
+
+  struct alignas(64) Seen {
+    std::atomic<int64_t> ns = 0;
+  };
+
+  const MissMailbox mailbox;
+  const MakeCpuJobs make_jobs;
+  const uint32_t first_step;
+  SpinBarrier finish;  // nobody waits for it; the last to arrive publishes the layer
+  std::vector<Seen> seen_ns;
+};
+
+CpuExperts::CpuExperts(const CpuExpertsOptions& options)
+    : options_(options), parts_(std::make_unique<Parts>(threads_of(options))) {
+  const auto allowed = tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism);
+  if (allowed > static_cast<size_t>(threads())) return;
+  throw ConfigError("oneTBB is held to " + std::to_string(allowed) + " threads, but the CPU's experts need " +
+                    std::to_string(threads()) + " beside the caller's; use fewer");
+}
+
+CpuExperts::~CpuExperts() {
+  stopping_ = true;
+  await_workers();
+  if (!failure_.empty()) spdlog::error("{}", failure_);
+}
+
+int CpuExperts::threads() const {
+  return parts_->team.workers();
+}
+
+void CpuExperts::launch(std::function<void(int worker)> work) {
+  {
+    std::lock_guard lock(mutex_);
+    if (running_ > 0) throw DeviceError("the CPU's experts are busy; end what was started first");
+    running_ = threads();
+    failure_.clear();
+  }
+  stopping_ = false;
+  awake_ = 0;
+  const auto shared = std::make_shared<const std::function<void(int)>>(std::move(work));
+  for (int worker = 0; worker < threads(); ++worker) {
+    parts_->arena.enqueue([this, worker, shared] {
+      try {
+        ++awake_;
+        (*shared)(worker);
+      } catch (const std::exception& error) {
+        fail("worker " + std::to_string(worker) + " of the CPU's experts failed: " + error.what());
+      } catch (...) {
+        fail("worker " + std::to_string(worker) + " of the CPU's experts failed");
+      }
+      std::lock_guard lock(mutex_);
+      if (--running_ == 0) ended_.notify_all();
+    });
+  }
+}
+
+void CpuExperts::fail(const std::string& what) {
+  {
+    std::lock_guard lock(mutex_);
+    if (failure_.empty()) failure_ = what;
+  }
+  parts_->team.abandon();
+}
+
+void CpuExperts::await_workers() {
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [&] { return running_ == 0; });
+}
+
+void CpuExperts::rethrow() {
+  std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw DeviceError(std::exchange(failure_, {}));
+}
+
+void CpuExperts::start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result) {
+  if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling; stop_polling() first");
+  parts_->team.reserve_for(jobs);
+  launch([this, &jobs, x, tokens, result](int worker) {
+    if (options_.on_begin) options_.on_begin(worker, 0, 0);
+    parts_->team.run(worker, jobs, x, tokens, result);
+  });
+}
+
+void CpuExperts::wait() {
+  await_workers();
+  rethrow();
+}
+
+void CpuExperts::run(const CpuJobs& jobs, const float* x, int64_t tokens, float* result) {
+  start(jobs, x, tokens, result);
+  wait();
+}
+
+void CpuExperts::start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs, uint32_t first_step) {
+  if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling already");
+  const auto& shape = mailbox.shape();
+  parts_->team.reserve(shape.tokens * shape.experts_per_token * options_.expert_width);
+  auto polling = std::make_unique<Polling>(mailbox, std::move(make_jobs), first_step, threads());
+  std::swap(polling_, polling);
+  try {
+    launch([this](int worker) { poll(worker); });
+  } catch (...) {
+    polling_ = nullptr;
+    throw;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + kTimeToWake;
+  while (awake_ < threads()) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      const int awake = awake_;
+      stop_polling();
+      throw DeviceError("only " + std::to_string(awake) + " of " + std::to_string(threads()) +
+                        " workers of the CPU's experts came; use fewer threads");
+    }
+    std::this_thread::yield();
+  }
+}
+
+void CpuExperts::stop_polling() {
+  if (polling_ == nullptr) return;
+  stopping_ = true;
+  std::unique_lock lock(mutex_);
+  if (!ended_.wait_for(lock, kTimeToEnd, [&] { return running_ == 0; })) {
+    throw DeviceError(std::to_string(running_) + " of " + std::to_string(threads()) +
+                      " workers of the CPU's experts have not ended within a second" +
+                      (failure_.empty() ? "" : "; " + failure_));
+  }
+  lock.unlock();
+  polling_ = nullptr;
+  rethrow();
+}
+
+bool CpuExperts::wait_for_post(int layer, uint32_t step) const {
+  // Within a step all layers bear its number; the first may skip some.
+  for (uint32_t turns = 0;; spin(turns)) {
+    if (step_reached(polling_->mailbox.posted(layer), step)) return true;
+    if (stopping_.load(std::memory_order_relaxed) || parts_->team.abandoned()) return false;
+  }
+}
+
+void CpuExperts::poll(int worker) {
+  Polling& polling = *polling_;
+  CpuTeam& team = parts_->team;
+  CpuJobs jobs;
+  uint64_t round = 0;
+  for (uint32_t step = polling.first_step;; ++step) {
+    for (int layer = 0; layer < polling.mailbox.shape().layers; ++layer) {
+      if (!wait_for_post(layer, step)) {
+        team.abandon();  // those that have seen a later post must not wait for this one
+        return;
+      }
+      polling.seen_ns[worker].ns.store(now_ns(), std::memory_order_relaxed);
+      const MissPost post = polling.mailbox.read(layer);
+      if (layer == 0) step = post.step;
+      try {
+        if (options_.on_begin) options_.on_begin(worker, step, layer);
+        check_tokens(post.tokens, polling.mailbox.shape().tokens);
+        polling.make_jobs(layer, post, jobs);
+        if (!team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result)) {
+          fail("the CPU's experts were stopped in the midst of " + place(step, layer));
+          return;
+        }
+      } catch (const std::exception& error) {
+        throw DeviceError("at " + place(step, layer) + ": " + error.what());
+      }
+      if (polling.finish.arrive(++round)) {
+        polling.mailbox.publish_done(layer, step);
+        if (!jobs.jobs().empty()) count_layer(jobs);
+      }
+    }
+  }
+}
+
+void CpuExperts::count_layer(const CpuJobs& jobs) {
+  const int64_t now = now_ns();
+  int64_t seen = now, waited = 0;
+  for (int worker = 0; worker < threads(); ++worker) {
+    seen = std::min(seen, polling_->seen_ns[worker].ns.load(std::memory_order_relaxed));
+    waited += parts_->team.waited_ns(worker);
+  }
+  layers_.fetch_add(1, std::memory_order_relaxed);
+  bytes_.fetch_add(jobs.weight_bytes(), std::memory_order_relaxed);
+  busy_ns_.fetch_add(now - seen, std::memory_order_relaxed);
+  waited_ns_.fetch_add(waited / threads(), std::memory_order_relaxed);
+}
+
+CpuExpertsCounters CpuExperts::counters() const {
+  return {layers_.load(std::memory_order_relaxed), bytes_.load(std::memory_order_relaxed),
+          static_cast<double>(busy_ns_.load(std::memory_order_relaxed)) * 1e-9,
+          static_cast<double>(waited_ns_.load(std::memory_order_relaxed)) * 1e-9};
+}
+
+}  // namespace lighter::offload

@@ -1,0 +1,100 @@
+// The CPU executor: computes expert slices that are not on the GPU, from host memory, with workers that spin
+// in a oneTBB arena of their own. Two ways in:
+//
+//   polling  decode: start_polling() → each worker waits for the layers that the GPU posts to a mailbox,
+//            computes its share and goes on, without sleeping, until stop_polling(). One core each, all the
+//            while.
+//   batches  any number of tokens: run(), or start() → wait() with the caller's thread free between them.
+//
+// One of the two at a time. What a worker throws ends the others, leaves the layer unpublished, and is thrown
+// by stop_polling() or wait() as a DeviceError that says where; after that one may start again. Calls come
+// from one thread; counters() from any. The destructor waits for the workers; it does not throw.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "offload/cpu_jobs.h"
+#include "offload/miss_mailbox.h"
+
+namespace lighter::offload {
+
+struct CpuExpertsOptions {
+  int threads = 0;  // 0: all cores but one
+  int64_t expert_width =
+      0;  // for polling: the most columns that a layer's jobs have for one choice of a token
+  // Called by each worker when it has seen a layer posted, or begins its share of a batch (step and layer 0).
+  // For tests, which throw or dawdle here.
+  std::function<void(int worker, uint32_t step, int layer)> on_begin;
+};
+
+// Fills in the jobs of a posted layer (cleared with the layer's kernel, by it). Called by every worker for
+// itself, so it must be cheap, thread-safe and give all the same.
+using MakeCpuJobs = std::function<void(int layer, const MissPost& post, CpuJobs& jobs)>;
+
+// Since construction, of polling: what was done, and the time from seeing a post to `done`. bytes / busy_s is
+// the rate at which the CPU reads weights.
+struct CpuExpertsCounters {
+  uint64_t layers = 0;  // that had jobs
+  uint64_t bytes = 0;   // of weights
+  double busy_s = 0;
+  double waited_s = 0;  // of these, the mean worker's wait for others between the two phases
+};
+
+class CpuExperts {
+ public:
+  // Throws ConfigError if there are not so many threads to be had.
+  explicit CpuExperts(const CpuExpertsOptions& options);
+  ~CpuExperts();
+
+  int threads() const;
+
+  // Returns when all workers are awake. Serves the steps first_step, then any later ones. mailbox's memory
+  // and what make_jobs refers to stay until stop_polling() has returned.
+  void start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs, uint32_t first_step);
+  // Call when no layer is under way. Returns within about a second; throws what the workers met.
+  void stop_polling();
+
+  // result [tokens, hidden] fp32 = the jobs' sum for x [tokens, hidden] fp32; all stay until wait() has
+  // returned.
+  void start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
+  void wait();
+  void run(const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
+
+  CpuExpertsCounters counters() const;
+
+ private:
+  struct Polling;
+  struct Parts;
+
+  void launch(std::function<void(int worker)> work);
+  void await_workers();
+  void rethrow();
+  void fail(const std::string& what);
+  void poll(int worker);
+  bool wait_for_post(int layer, uint32_t step) const;
+  void count_layer(const CpuJobs& jobs);
+
+  const CpuExpertsOptions options_;
+  std::unique_ptr<Parts> parts_;
+  std::unique_ptr<Polling> polling_;
+
+  std::mutex mutex_;  // guards the next three
+  std::condition_variable ended_;
+  int running_ = 0;
+  std::string failure_;
+  std::atomic<int> awake_ = 0;
+  alignas(64) std::atomic<bool> stopping_ = false;
+
+  alignas(64) std::atomic<uint64_t> layers_ = 0;
+  std::atomic<uint64_t> bytes_ = 0;
+  std::atomic<int64_t> busy_ns_ = 0;
+  std::atomic<int64_t> waited_ns_ = 0;
+};
+
+}  // namespace lighter::offload

@@ -1,0 +1,94 @@
+// What the CPU computes of one layer: a list of jobs, each a packed slice (or a range of its columns) in host
+// memory and the tokens that chose its expert. Lists are reused: after a few layers filling one allocates
+// nothing. Slices and the kernel belong to the caller. Not thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/quant/cpu_slice.h"
+
+namespace lighter::offload {
+
+// A token that chose an expert: result[token] += out_weight * expert(in_weight * x[token]).
+struct TokenUse {
+  int32_t token = 0;
+  float in_weight = 1;
+  float out_weight = 1;
+};
+
+class CpuJobs {
+ public:
+  // A row that is quantized: weight * x[token].
+  struct Input {
+    int32_t token = 0;
+    float weight = 1;
+  };
+  struct Job {
+    const std::byte* slice = nullptr;
+    SliceColumns columns;
+    int64_t first_use = 0;  // of the arrays below
+    int64_t uses = 0;
+    int64_t values_at = 0;  // of its hidden values [uses, columns] among those of all jobs
+    int64_t cost_before = 0;
+  };
+
+  // The kernel fits all slices that follow.
+  void clear(const CpuSliceKernel& kernel);
+  // The tokens that chose an expert, at least one, none twice; returns what add_job() calls it.
+  int add_expert(std::span<const TokenUse> uses);
+  // Results are added in the order of the jobs. columns: not empty.
+  void add_job(int expert, const std::byte* slice, SliceColumns columns);
+
+  const CpuSliceKernel& kernel() const { return *kernel_; }
+  const std::vector<Job>& jobs() const { return jobs_; }
+  const std::vector<Input>& inputs() const { return inputs_; }
+  int64_t hidden_values() const { return hidden_values_; }
+  uint64_t weight_bytes() const { return weight_bytes_; }
+  // Of a job's uses: the input, the token, and the output's weight.
+  const int32_t* use_inputs(const Job& job) const { return use_inputs_.data() + job.first_use; }
+  const int32_t* use_tokens(const Job& job) const { return use_tokens_.data() + job.first_use; }
+  const float* use_weights(const Job& job) const { return use_weights_.data() + job.first_use; }
+
+  // Calls body(job, begin, end) for the gate and up rows [begin, end) of each job that are worker `index`'s
+  // of `workers`: the same amount of work for each.
+  template <typename Body>
+  void for_share(int index, int workers, const Body& body) const {
+    const int64_t first = cost_ * index / workers, last = cost_ * (index + 1) / workers;
+    for (const Job& job : jobs_) {
+      const int64_t begin = row_at(job, first), end = row_at(job, last);
+      if (begin < end) body(job, begin, end);
+    }
+  }
+
+ private:
+  struct Expert {
+    int64_t first_use = 0;
+    int64_t uses = 0;
+  };
+
+  // Up to about so many tokens a weight costs its reading, beyond it its arithmetic.
+  static constexpr int64_t kTokensForFree = 12;
+  static int64_t row_cost(const Job& job) { return job.uses < kTokensForFree ? kTokensForFree : job.uses; }
+  // The job's row where this much of all work is before; even, because the kernels take rows in pairs.
+  static int64_t row_at(const Job& job, int64_t cost) {
+    const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / 2 * 2;
+    return job.columns.begin + (row < job.columns.count() ? row : job.columns.count());
+  }
+
+  const CpuSliceKernel* kernel_ = nullptr;
+  std::vector<Job> jobs_;
+  std::vector<Input> inputs_;
+  std::vector<Expert> experts_;
+  std::vector<int32_t> use_inputs_;
+  std::vector<int32_t> use_tokens_;
+  std::vector<float> use_weights_;
+  std::vector<int32_t> newest_input_;  // of each token, -1: none
+  int64_t hidden_values_ = 0;
+  int64_t cost_ = 0;
+  uint64_t weight_bytes_ = 0;
+};
+
+}  // namespace lighter::offload

@@ -1,0 +1,71 @@
+#include "offload/miss_mailbox.h"
+
+#include <atomic>
+#include <cassert>
+
+namespace lighter::offload {
+namespace {
+
+constexpr uint64_t kAlignment = 128;
+
+constexpr uint64_t aligned(uint64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+uint64_t row_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * shape.hidden * 4);
+}
+uint64_t choice_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * shape.experts_per_token * 4);
+}
+uint64_t slot_bytes(const MissMailboxShape& shape) {
+  return 2 * kAlignment + 2 * row_bytes(shape) + 2 * choice_bytes(shape);
+}
+
+}  // namespace
+
+uint64_t MissMailbox::bytes(const MissMailboxShape& shape) {
+  return shape.layers * slot_bytes(shape);
+}
+
+MissMailbox::MissMailbox(std::byte* memory, const MissMailboxShape& shape) : memory_(memory), shape_(shape) {
+  assert(reinterpret_cast<uintptr_t>(memory) % kAlignment == 0);
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const MissSlot at = slot(layer);
+    *at.posted = *at.done = 0;
+    *at.tokens = 0;
+  }
+}
+
+MissSlot MissMailbox::slot(int layer) const {
+  std::byte* at = memory_ + layer * slot_bytes(shape_);
+  const auto take = [&at](uint64_t bytes) {
+    std::byte* part = at;
+    at += bytes;
+    return part;
+  };
+  MissSlot slot;
+  slot.posted = reinterpret_cast<uint32_t*>(take(kAlignment));
+  slot.tokens = reinterpret_cast<int32_t*>(slot.posted + 1);
+  slot.done = reinterpret_cast<uint32_t*>(take(kAlignment));
+  slot.experts = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
+  slot.weights = reinterpret_cast<float*>(take(choice_bytes(shape_)));
+  slot.x = reinterpret_cast<float*>(take(row_bytes(shape_)));
+  slot.result = reinterpret_cast<float*>(take(row_bytes(shape_)));
+  return slot;
+}
+
+uint32_t MissMailbox::posted(int layer) const {
+  return std::atomic_ref(*slot(layer).posted).load(std::memory_order_acquire);
+}
+
+MissPost MissMailbox::read(int layer) const {
+  const MissSlot at = slot(layer);
+  return {posted(layer), *at.tokens, at.x, at.experts, at.weights};
+}
+
+void MissMailbox::publish_done(int layer, uint32_t step) const {
+  std::atomic_ref(*slot(layer).done).store(step, std::memory_order_release);
+}
+
+}  // namespace lighter::offload

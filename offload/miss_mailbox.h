@@ -1,0 +1,69 @@
+// How a GPU's decode step hands missed experts to the CPU without a host round trip: one slot for each MoE
+// layer, in memory that both read and write (pinned, mapped). The memory belongs to the caller and has the
+// same offsets for both; this class only knows where things lie.
+//
+// The device writes tokens, x, experts and weights, then after a system-wide fence posted = the step's
+// number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1, layers are
+// posted in order, and a slot is written again only when its last step is done. Accessors of the control
+// words are thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lighter::offload {
+
+struct MissMailboxShape {
+  int layers = 0;
+  int64_t tokens = 1;  // at most
+  int64_t hidden = 0;
+  int experts_per_token = 1;
+};
+
+// Addresses of a slot's parts; each begins at a multiple of 128 bytes but for `tokens`, which lies beside
+// `posted`.
+struct MissSlot {
+  uint32_t* posted = nullptr;
+  int32_t* tokens = nullptr;
+  float* x = nullptr;          // [tokens, hidden], normed; not scaled by the routing's weight
+  int32_t* experts = nullptr;  // [tokens, experts_per_token]
+  float* weights = nullptr;    // [tokens, experts_per_token]
+  uint32_t* done = nullptr;
+  float* result = nullptr;  // [tokens, hidden]
+};
+
+// What the device has posted.
+struct MissPost {
+  uint32_t step = 0;
+  int64_t tokens = 0;
+  const float* x = nullptr;
+  const int32_t* experts = nullptr;
+  const float* weights = nullptr;
+};
+
+class MissMailbox {
+ public:
+  static uint64_t bytes(const MissMailboxShape& shape);
+
+  // memory: bytes(shape), aligned to 128. Clears the control words.
+  MissMailbox(std::byte* memory, const MissMailboxShape& shape);
+
+  const MissMailboxShape& shape() const { return shape_; }
+  MissSlot slot(int layer) const;
+
+  // For the CPU. After posted() has shown a step, read() shows what belongs to it.
+  uint32_t posted(int layer) const;
+  MissPost read(int layer) const;
+  void publish_done(int layer, uint32_t step) const;
+
+ private:
+  std::byte* memory_;
+  MissMailboxShape shape_;
+};
+
+// Whether a step's number is `than` or a later one, also after 2^32 steps.
+constexpr bool step_reached(uint32_t step, uint32_t than) {
+  return static_cast<int32_t>(step - than) >= 0;
+}
+
+}  // namespace lighter::offload

@@ -1,0 +1,132 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <random>
+
+#include "bench/compare.h"
+#include "bench/report.h"
+#include "bench/results_file.h"
+#include "bench/runner.h"
+#include "bench/statistics.h"
+#include "bench/table.h"
+#include "tests/bench/sweep_files.h"
+
+namespace lighter::bench {
+namespace {
+
+using test::PretendedBench;
+
+// A sweep of three points besides the baseline; slower: of the point with half resident.
+Json results_of(double slower = 1, double noise = 0, const std::string& name = "test") {
+  const test::TemporaryFolder folder;
+  Sweep sweep =
+      test::sweep_of(folder, test::kSweepHead + "points:\n  - {models: [large], resident: [0, 0.5, 1]}\n");
+  sweep.name = name;
+  PretendedBench bench;
+  bench.noise = noise;
+  bench.step_s = [&](const Point& point) {
+    return point.settings.value("resident", -1.0) == 0.5 ? 0.01 * slower : 0.01;
+  };
+  RunnerOptions options;
+  options.results = folder.path / "results.json";
+  return run_sweep(sweep, bench, options).results;
+}
+
+TEST_CASE("percentiles lie where a sorted list has them, and between two values on the line") {
+  CHECK(percentile({3, 1, 2}, 0.5) == 2);
+  CHECK(percentile({4, 1, 2, 3}, 0.5) == 2.5);
+  CHECK(percentile({7}, 0.99) == 7);
+  CHECK(percentile({0, 10}, 0.9) == doctest::Approx(9));
+  std::mt19937 engine(std::random_device{}());
+  std::vector<double> values(1001);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(i);
+  std::ranges::shuffle(values, engine);
+  for (int share = 0; share <= 100; ++share)
+    CHECK(percentile(values, share / 100.0) == doctest::Approx(10 * share));
+  const Summary summary = summarize(values);
+  CHECK(summary.median == 500);
+  CHECK(summary.spread() == doctest::Approx(2));
+}
+
+TEST_CASE("nothing changed: no change is reported, whatever the noise") {
+  for (int i = 0; i < 20; ++i) {
+    const Json comparison = compare_results(results_of(1, 0.05), results_of(1, 0.05));
+    for (const Json& change : comparison["changes"]) {
+      CHECK(std::abs(change["change"].get<double>()) > change["noise"].get<double>());
+      CHECK(std::abs(change["change"].get<double>()) < 0.05);
+    }
+  }
+  CHECK(compare_results(results_of(), results_of())["changes"].empty());
+}
+
+TEST_CASE("a point that became slower is reported as worse, and only that one") {
+  const Json comparison = compare_results(results_of(), results_of(1.5));
+  REQUIRE(comparison["changes"].size() == 3);  // decode, prefill, first token
+  for (const Json& change : comparison["changes"]) {
+    CHECK(change["label"] == "large, 50 % resident");
+    CHECK(change["better"] == false);
+  }
+  CHECK(comparison["changes"][0]["change"].get<double>() == doctest::Approx(1 / 1.5 - 1));
+  CHECK(comparison["unchanged"] == 3);
+  const std::string text = comparison_markdown(comparison);
+  CHECK(text.find("| large, 50 % resident | decode tok/s | 100 | 66.67 | **-33.3 %** | ± 1.0 % | worse |") !=
+        std::string::npos);
+}
+
+TEST_CASE("points that only one file has, and those that broke, are named") {
+  Json before = results_of(), after = results_of();
+  before["points"].erase(1);
+  for (const char* name : {"decode_tokens_per_s", "prefill_tokens_per_s"}) after["points"][3][name] = nullptr;
+  after["points"][3]["status"] = "failed";
+  const Json comparison = compare_results(before, after);
+  CHECK(comparison["only_in_b"] == Json::array({"large, 0 % resident"}));
+  CHECK(comparison["broken"].size() == 1);
+  CHECK(comparison_markdown(comparison).find("Measured before, failed after: ") != std::string::npos);
+}
+
+TEST_CASE("two machines are noted") {
+  Json after = results_of();
+  after["machine"]["cpu"] = "another";
+  const Json comparison = compare_results(results_of(), after);
+  CHECK(comparison["notes"] == Json::array({"the machines differ: cpu \"pretended\" and \"another\""}));
+}
+
+TEST_CASE("the CSV has a row a point and as many fields as its head") {
+  Json results = results_of();
+  results["points"][1]["label"] = "with, \"quotes\"";
+  const std::string csv = results_csv(results);
+  CHECK(std::ranges::count(csv, '\n') == 1 + 6);
+  CHECK(csv.find("\"with, \"\"quotes\"\"\"") != std::string::npos);
+  const std::string head = csv.substr(0, csv.find('\n'));
+  const size_t last = csv.rfind('\n', csv.size() - 2) + 1;
+  CHECK(std::ranges::count(head, ',') == std::ranges::count(csv.substr(last), ','));
+}
+
+TEST_CASE("the table has one row for the baseline, and the message of what failed") {
+  Json results = results_of();
+  results["points"][1]["status"] = "failed";
+  results["points"][1]["error"] = {{"kind", "CapacityError"}, {"message", "two\nlines | a bar"}};
+  const std::string table = results_markdown(results);
+  CHECK(table.find("two lines \\| a bar") != std::string::npos);
+  size_t rows = 0;
+  for (size_t at = table.find("\n| "); at != table.npos; at = table.find("\n| ", at + 1)) ++rows;
+  CHECK(rows == 1 + 1 + 3);
+}
+
+TEST_CASE("the text of results reads back as what it was") {
+  const Json results = results_of(1.2, 0.1);
+  CHECK(Json::parse(results_text(results)) == results);
+}
+
+TEST_CASE("the report holds data and library, and no text of the data can end its script") {
+  const std::string evil = "</script><!--<script>";
+  const std::string page = results_html(results_of(1, 0, evil));
+  CHECK(page.find(evil) == page.npos);
+  CHECK(page.find("\\u003c/script>") != page.npos);
+  CHECK(page.find("Chart.js v3") != page.npos);
+  CHECK(page.find("/*RESULTS*/") == page.npos);
+  CHECK(page.find("</html>") != page.npos);
+}
+
+}  // namespace
+}  // namespace lighter::bench

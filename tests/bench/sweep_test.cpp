@@ -1,0 +1,127 @@
+#include "bench/sweep.h"
+
+#include <algorithm>
+#include <set>
+
+#include "tests/bench/sweep_files.h"
+
+namespace lighter::bench {
+namespace {
+
+using test::kSweepHead;
+using test::sweep_error;
+using test::sweep_of;
+
+std::vector<std::string> labels(const Sweep& sweep) {
+  std::vector<std::string> all;
+  for (const Point& point : sweep.points) all.push_back(point.label);
+  return all;
+}
+
+TEST_CASE("a sweep measures every combination, with the baseline before, between and after") {
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(
+      folder, kSweepHead + "points:\n  - {models: [large], experts: [int8, int4], resident: [0, 0.5]}\n");
+  CHECK(labels(sweep) ==
+        std::vector<std::string>{"small", "large, int8, 0 % resident", "large, int8, 50 % resident", "small",
+                                 "large, int4, 0 % resident", "large, int4, 50 % resident", "small"});
+  CHECK(sweep.points[0].round == Round::first);
+  CHECK(sweep.points[3].round == Round::middle);
+  CHECK(sweep.points[6].round == Round::last);
+  CHECK(sweep.points[2].overrides == std::vector<std::string>{"model.experts=int8", "offload.resident=0.5"});
+  CHECK(sweep.points[0].overrides == std::vector<std::string>{"offload.resident=1"});
+  CHECK(sweep.repeats == 3);
+}
+
+TEST_CASE("the baseline is measured with every workload, and the middle parts no load") {
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(
+      folder,
+      kSweepHead + "points:\n  - {models: [large], prompt_tokens: [8, 16, 32], generated_tokens: 4}\n");
+  REQUIRE(sweep.points.size() == 12);
+  for (const int64_t tokens : {8, 16, 32}) {
+    CHECK(std::ranges::count_if(sweep.points, [&](const Point& point) {
+            return point.round != Round::none && point.workload == Workload{tokens, 4, 1};
+          }) == 3);
+  }
+  // The large model's three workloads stay together.
+  for (int i = 3; i < 6; ++i) CHECK(sweep.points[i].model == "large");
+  CHECK(sweep.points[4].label == "large, 16 + 4 tokens");
+}
+
+TEST_CASE("a depth of prefetch becomes the two keys that say it") {
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(
+      folder, kSweepHead + "points:\n  - {models: [large], prefetch_depth: [0, 2], policy: static}\n");
+  CHECK(sweep.points[1].overrides ==
+        std::vector<std::string>{"offload.policy=static", "offload.prefetch.enabled=false"});
+  // The baseline stands between the two loads.
+  CHECK(sweep.points[3].overrides == std::vector<std::string>{"offload.policy=static",
+                                                              "offload.prefetch.enabled=true",
+                                                              "offload.prefetch.depth=2"});
+}
+
+TEST_CASE("a point that stands in two blocks is measured once, and ids differ") {
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(folder, kSweepHead +
+                                           "points:\n  - {models: [large], resident: [0, 0.5]}\n"
+                                           "  - {models: [large], resident: [0.5, 1]}\n");
+  CHECK(sweep.points.size() == 3 + 3);
+  std::set<std::string> ids;
+  for (const Point& point : sweep.points) ids.insert(point.id);
+  CHECK(ids.size() == sweep.points.size());
+}
+
+TEST_CASE("a point's id follows the configuration's text, its key does not") {
+  const test::TemporaryFolder folder;
+  const std::string text = kSweepHead + "points:\n  - {models: [large], resident: 0.5}\n";
+  const Sweep before = sweep_of(folder, text);
+  const Sweep same = sweep_of(folder, text);
+  folder.write("model.yaml", test::kModelFile + "cpu: {threads: 3}\n");
+  const Sweep after = load_sweep(folder.path / "sweep.yaml");
+  CHECK(before.points[1].id == same.points[1].id);
+  CHECK(before.points[1].id != after.points[1].id);
+  CHECK(before.points[1].key == after.points[1].key);
+}
+
+TEST_CASE("mistakes in a sweep are found with their place, before anything runs") {
+  CHECK(sweep_error("name: x\n") == "sweep.yaml:1:1: 'baseline' is missing; it must be the name of a model");
+  CHECK(sweep_error("- 1\n") == "sweep.yaml:1:1: the file must be a map of keys, but is a list");
+  CHECK(sweep_error(kSweepHead + "repeat: 3\npoints:\n  - {models: [large]}\n") ==
+        "sweep.yaml:6:1: unknown key 'repeat'; did you mean 'repeats'?");
+  CHECK(sweep_error(kSweepHead + "repeats: 0\npoints:\n  - {models: [large]}\n") ==
+        "sweep.yaml:6:10: 'repeats' must be a whole number from 1 to 1000, but is 0");
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], residnt: 1}\n") ==
+        "sweep.yaml:7:23: unknown key 'points[0].residnt'; did you mean 'points[0].resident'?");
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], resident: [0, 2]}\n") ==
+        "sweep.yaml:7:37: 'points[0].resident[1]' must be a number from 0 to 1, but is 2");
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [huge]}\n") ==
+        "sweep.yaml:7:14: no model is called 'huge'; there are: small, large");
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], resident: []}\n") ==
+        "sweep.yaml:7:33: 'resident' is an empty list");
+  CHECK(sweep_error(kSweepHead + "points: 3\n") ==
+        "sweep.yaml:6:9: 'points' must be a list of maps, but is 3");
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large]}\nname: y\n") ==
+        "sweep.yaml:8:1: duplicate key 'name'");
+  CHECK(sweep_error("name: x\nbaseline: a\nmodels: [{name: a, config: none.yaml}]\npoints: [{models: [a]}]\n")
+            .find("none.yaml: cannot be read") != std::string::npos);
+}
+
+TEST_CASE("a configuration that cannot be is named with its model before anything runs") {
+  const std::string error = sweep_error(kSweepHead + "points:\n  - {models: [large], experts: int7}\n");
+  CHECK(error.starts_with(
+      "sweep.yaml:7:5: the model 'large' cannot be configured so: --set model.experts=int7: "));
+}
+
+TEST_CASE("the sweeps in configs can be read") {
+  for (const char* name : {"bench-demo.yaml", "bench-scout-h100.yaml", "bench-24gb.yaml"}) {
+    CAPTURE(name);
+    const Sweep sweep = load_sweep(std::filesystem::path(LIGHTER_SOURCE_DIR) / "configs" / name);
+    CHECK(sweep.points.front().round == Round::first);
+    CHECK(sweep.points.back().round == Round::last);
+    CHECK(sweep.points.size() > 6);
+  }
+}
+
+}  // namespace
+}  // namespace lighter::bench
