@@ -52,16 +52,20 @@ class CpuJobs {
   const int32_t* use_tokens(const Job& job) const { return use_tokens_.data() + job.first_use; }
   const float* use_weights(const Job& job) const { return use_weights_.data() + job.first_use; }
 
-  // Calls body(job, begin, end) for the gate and up rows [begin, end) of each job that are worker `index`'s
-  // of `workers`: the same amount of work for each.
+  // The work of the gate and up rows of all jobs, in units; a row's units are at least kUnitsOfRow.
+  int64_t gate_up_work() const { return cost_; }
+  // Calls body(job, begin, end) for the gate and up rows [begin, end) of each job that are the units [first,
+  // last) of that work.
   template <typename Body>
-  void for_share(int index, int workers, const Body& body) const {
-    const int64_t first = cost_ * index / workers, last = cost_ * (index + 1) / workers;
+  void for_gate_up(int64_t first, int64_t last, const Body& body) const {
     for (const Job& job : jobs_) {
       const int64_t begin = row_at(job, first), end = row_at(job, last);
       if (begin < end) body(job, begin, end);
     }
   }
+
+  // Up to about so many tokens a weight costs its reading, beyond it its arithmetic.
+  static constexpr int64_t kUnitsOfRow = 12;
 
  private:
   struct Expert {
@@ -69,12 +73,11 @@ class CpuJobs {
     int64_t uses = 0;
   };
 
-  // Up to about so many tokens a weight costs its reading, beyond it its arithmetic.
-  static constexpr int64_t kTokensForFree = 12;
-  static int64_t row_cost(const Job& job) { return job.uses < kTokensForFree ? kTokensForFree : job.uses; }
-  // The job's row where this much of all work is before; even, because the kernels take rows in pairs.
+  static int64_t row_cost(const Job& job) { return job.uses < kUnitsOfRow ? kUnitsOfRow : job.uses; }
+  // The job's row where this much of all work is before; one of four, because the kernels take so many at a
+  // time.
   static int64_t row_at(const Job& job, int64_t cost) {
-    const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / 2 * 2;
+    const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / 4 * 4;
     return job.columns.begin + (row < job.columns.count() ? row : job.columns.count());
   }
 
