@@ -13,12 +13,7 @@ namespace lighter {
 namespace {
 
 cpu_kernels::RowsKernel best_kernel(SliceEncoding encoding) {
-  cpu_kernels::Kernels kernels = cpu_kernels::scalar_kernels();
-#if defined(__x86_64__)
-  const CpuPath path = supported_cpu_paths().back();
-  if (path == CpuPath::avx2) kernels = cpu_kernels::avx2_kernels();
-  if (path == CpuPath::avx512_vnni) kernels = cpu_kernels::avx512_kernels();
-#endif
+  const auto kernels = kernels_of(supported_cpu_paths().back());
   return encoding == SliceEncoding::int8 ? kernels.int8 : kernels.int4;
 }
 
@@ -52,6 +47,7 @@ void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, cons
                                     int4 ? weights.minimums + begin * groups : nullptr,
                                     0};
     PrefetchStream ahead(&ahead_range, &ahead_range + 1);
+    ahead.ask_bytes(cpu_kernels::kPrefetchBytes);
     kernel(weights, {scratch, nullptr, tokens, 0}, begin, count, out + begin, matrix.rows, ahead);
   });
 }

@@ -17,16 +17,6 @@ namespace {
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kMostTokens = CpuSliceKernel::kMostTokens;  // the stack holds results of as many
 
-cpu_kernels::Kernels kernels_of(CpuPath path) {
-#if defined(__x86_64__)
-  if (path == CpuPath::avx2) return cpu_kernels::avx2_kernels();
-  if (path == CpuPath::avx512_vnni) return cpu_kernels::avx512_kernels();
-#else
-  (void)path;
-#endif
-  return cpu_kernels::scalar_kernels();
-}
-
 // The columns of a matrix, all of them or some whole groups.
 cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which, const std::byte* slice,
                               int64_t first_column = 0) {
@@ -97,6 +87,17 @@ void for_rows(int64_t rows, CpuThreads threads, const Body& body) {
 
 }  // namespace
 
+cpu_kernels::Kernels kernels_of(CpuPath path) {
+#if defined(__x86_64__)
+  if (path == CpuPath::avx2) return cpu_kernels::avx2_kernels();
+  if (path == CpuPath::avx512_vnni) return cpu_kernels::avx512_kernels();
+  if (path == CpuPath::amx) return cpu_kernels::amx_kernels();
+#else
+  (void)path;
+#endif
+  return cpu_kernels::scalar_kernels();
+}
+
 std::vector<CpuPath> supported_cpu_paths() {
   std::vector<CpuPath> paths = {CpuPath::scalar};
 #if defined(__x86_64__)
@@ -106,6 +107,7 @@ std::vector<CpuPath> supported_cpu_paths() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
     paths.push_back(CpuPath::avx512_vnni);
+    if (cpu_kernels::amx_permitted()) paths.push_back(CpuPath::amx);
   }
 #endif
   return paths;

@@ -14,12 +14,13 @@ void ask_head(const uint16_t* from, int64_t bytes) {
 bool PrefetchStream::advance() {
   if (rows_left_ == 0) {
     if (next_ == last_) {
-      if (source_ == nullptr) return false;
-      const auto ranges = source_->more();
-      next_ = ranges.data();
-      last_ = next_ + ranges.size();
-      if (ranges.empty()) {
-        source_ = nullptr;
+      if (source_ != nullptr && !ended_) {
+        const auto ranges = source_->more();
+        next_ = ranges.data();
+        last_ = next_ + ranges.size();
+      }
+      if (next_ == last_) {
+        ended_ = true;
         return false;
       }
     }

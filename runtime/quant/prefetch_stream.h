@@ -45,10 +45,12 @@ class PrefetchStream {
 
   // Takes the lines of up to `steps` steps, each of `lines` lines, that lie one after the other: the caller
   // asks for them, from the address returned. At least one step: if there are fewer lines up to the end of a
-  // row, this asks for the step's lines itself and returns `known`, which may be asked for again.
+  // row, this asks for the step's lines itself; then, and if there are none left, it returns `known`, which
+  // may be asked for again.
   const uint8_t* take_steps(int64_t lines, int64_t& steps, const uint8_t* known) {
     const int64_t there = (row_end_ - at_) / (64 * lines);
     if (__builtin_expect(there <= 0, 0)) {
+      if (ended_) return known;
       ask_bytes(64 * lines);
       steps = 1;
       return known;
@@ -71,6 +73,7 @@ class PrefetchStream {
   const PrefetchRange* next_ = nullptr;
   const PrefetchRange* last_ = nullptr;
   PrefetchSource* source_ = nullptr;
+  bool ended_ = false;
 };
 
 }  // namespace lighter

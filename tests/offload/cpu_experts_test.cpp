@@ -230,7 +230,7 @@ TEST_CASE("column ranges of a slice add up to the whole") {
 }
 
 TEST_CASE("all CPU paths give the same bits for ranges of columns and any rows") {
-  if (supported_cpu_paths().back() != CpuPath::avx512_vnni) {
+  if (supported_cpu_paths().back() < CpuPath::avx512_vnni) {
     MESSAGE("this processor has no AVX-512 VNNI: that path is not tested here");
   }
   unsigned seed = 5500;
