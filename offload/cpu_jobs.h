@@ -47,6 +47,7 @@ class CpuJobs {
   const std::vector<Input>& inputs() const { return inputs_; }
   int64_t hidden_values() const { return hidden_values_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
+  int64_t most_uses() const { return most_uses_; }  // of a job
   // Of a job's uses: the input, the token, and the output's weight.
   const int32_t* use_inputs(const Job& job) const { return use_inputs_.data() + job.first_use; }
   const int32_t* use_tokens(const Job& job) const { return use_tokens_.data() + job.first_use; }
@@ -91,6 +92,7 @@ class CpuJobs {
   std::vector<int32_t> newest_input_;  // of each token, -1: none
   int64_t hidden_values_ = 0;
   int64_t cost_ = 0;
+  int64_t most_uses_ = 0;
   uint64_t weight_bytes_ = 0;
 };
 

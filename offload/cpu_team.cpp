@@ -228,7 +228,7 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
                         "; give a larger expert width");
   }
   worker.begin(jobs, workers_, layer);
-  worker.ahead.ask_bytes(prefetch_bytes_);
+  worker.ahead.ask_bytes(kernel.prefetch_distance(jobs.most_uses(), prefetch_bytes_));
 
   quantize_inputs(worker, index, jobs, x);
   if (shares_rows_ && !pass_barrier(worker)) return false;

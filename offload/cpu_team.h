@@ -23,7 +23,7 @@ namespace lighter::offload {
 
 class CpuTeam {
  public:
-  // prefetch_bytes: how far ahead each worker asks for weights.
+  // prefetch_bytes: how far ahead each worker asks for weights, beyond the rows that it reads side by side.
   CpuTeam(int workers, int64_t prefetch_bytes);
   ~CpuTeam();
 

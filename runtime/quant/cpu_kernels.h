@@ -29,7 +29,7 @@ inline constexpr int64_t kRowBlock = 16;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
-// Ahead in the weights; of 1 to 8 KB the best on a Sapphire Rapids.
+// Asked for ahead, beyond the rows that are read side by side; of 1 to 8 KB the best on a Sapphire Rapids.
 inline constexpr int64_t kPrefetchBytes = 8192;
 
 // Where the packed rows of one matrix begin, or the same groups of columns of each.
@@ -59,7 +59,16 @@ using RowsKernel = void (*)(const Matrix& matrix, const Tokens& x, int64_t first
 struct Kernels {
   RowsKernel int8 = nullptr;
   RowsKernel int4 = nullptr;
+  // Rows that are read side by side for up to 1, 7 and 16 tokens. Weights are asked for row after row, so
+  // this many belong to the distance.
+  int64_t rows_at_once[3] = {1, 1, 1};
 };
+
+// How far ahead to ask for rows of so many bytes, `beyond` those that are read side by side.
+inline int64_t prefetch_distance(const Kernels& kernels, int64_t tokens, int64_t row_bytes,
+                                 int64_t beyond = kPrefetchBytes) {
+  return beyond + kernels.rows_at_once[tokens <= 1 ? 0 : tokens < 8 ? 1 : 2] * row_bytes;
+}
 
 Kernels scalar_kernels();
 #if defined(__x86_64__)

@@ -244,7 +244,8 @@ bool amx_permitted() {
 }
 
 Kernels amx_kernels() {
-  return {rows<true>, rows<false>};
+  const Kernels few = avx512_kernels();
+  return {rows<true>, rows<false>, {few.rows_at_once[0], few.rows_at_once[1], kRowBlock}};
 }
 
 }  // namespace lighter::cpu_kernels

@@ -16,6 +16,7 @@
 namespace lighter::cpu_kernels {
 namespace {
 
+constexpr int kMostRows = 4;       // long ones, at a time
 constexpr int kTokens = 4;         // at a time
 constexpr int64_t kShortRow = 16;  // groups
 
@@ -231,10 +232,9 @@ LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int6
       multiply_scales(scales, matrix.row_groups, count, x.rows.scales(at), block.groups, factors[t]);
     }
   }
-  // The weights are asked for in their order, row after row, so that rows at once must not be longer than
-  // what is asked for ahead.
-  constexpr int of_long_rows = tokens == 1 && int8 ? 2 : 4;
-  constexpr int of_short_rows = tokens == 1 ? 8 : 4;
+  // Few long rows side by side, because the weights are asked for row after row.
+  constexpr int of_long_rows = tokens == 1 && int8 ? kMostRows / 2 : kMostRows;
+  constexpr int of_short_rows = tokens == 1 ? 2 * kMostRows : kMostRows;
   if (block.groups <= kShortRow) {
     tiles<Weights, of_short_rows, asks>(block, count, ahead);
   } else {
@@ -289,7 +289,7 @@ LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_ro
 }  // namespace
 
 Kernels avx512_kernels() {
-  return {rows<SliceEncoding::int8>, rows<SliceEncoding::int4>};
+  return {rows<SliceEncoding::int8>, rows<SliceEncoding::int4>, {kMostRows, kMostRows, kMostRows}};
 }
 
 }  // namespace lighter::cpu_kernels

@@ -107,12 +107,16 @@ class CpuSliceKernel {
   void add_gate_up_ranges(const std::byte* slice, int64_t begin, int64_t end,
                           std::vector<PrefetchRange>& ranges) const;
   PrefetchRange down_range(const std::byte* slice, SliceColumns columns, int64_t begin, int64_t end) const;
+  // How far ahead the weights should be asked for when so many tokens share them: `beyond` the rows that are
+  // read side by side.
+  int64_t prefetch_distance(int64_t tokens, int64_t beyond) const;
   // Bytes of the slice's columns [begin, end) in its three matrices, scales included.
   uint64_t column_bytes(SliceColumns columns) const;
 
  private:
   PackedSliceLayout layout_;
-  cpu_kernels::RowsKernel kernel_;
+  cpu_kernels::Kernels kernels_;
+  cpu_kernels::RowsKernel kernel_;  // of them
 };
 
 // For a single use; scratch is kept by the caller.
