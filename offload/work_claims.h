@@ -13,12 +13,12 @@ struct WorkPiece {
 };
 
 // Work [0, total) in rounds of one piece for each worker. A round takes half of what is left, the last one
-// all of it, so that its pieces have about `least` units or fewer. A value.
+// all of it, so that its pieces have about `least` units (at least 1) or fewer. A value.
 class WorkPieces {
  public:
   WorkPieces() = default;
   WorkPieces(int64_t total, int64_t least, int workers) : total_(total), workers_(workers) {
-    while (halvings_ < kMostHalvings && (total >> halvings_) > least * workers) ++halvings_;
+    while ((total >> halvings_) > least * workers) ++halvings_;
   }
 
   int64_t count() const { return (halvings_ + 1) * workers_; }
@@ -32,8 +32,6 @@ class WorkPieces {
   }
 
  private:
-  static constexpr int64_t kMostHalvings = 16;
-
   int64_t total_ = 0;
   int64_t workers_ = 1;
   int64_t halvings_ = 0;
