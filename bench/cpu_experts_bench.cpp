@@ -1,6 +1,7 @@
 // How fast the CPU's experts read weights, beside what the machine's memory delivers. Needs no GPU: a thread
 // plays its part, posting Scout's 48 layers to the mailbox and waiting for each.
-//   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one]
+//   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one] [KiB asked for ahead ...]
+// With several distances of prefetching, the rows that they matter for are printed for each.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -24,9 +26,8 @@ using namespace lighter::offload;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kHidden = 5120;
-constexpr int64_t kWidth = 256;
 constexpr int kLayers = 48;
-constexpr double kSecondsEach = 0.7;
+constexpr double kSecondsEach = 0.6;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -67,7 +68,8 @@ Memory filled_memory(uint64_t bytes, int threads) {
 
 // Slices of one format all over the memory.
 struct Weights {
-  Weights(std::byte* memory, uint64_t bytes, SliceEncoding encoding) : kernel(encoding, kHidden, kWidth) {
+  Weights(std::byte* memory, uint64_t bytes, SliceEncoding encoding, int64_t width)
+      : kernel(encoding, kHidden, width) {
     const auto& layout = kernel.layout();
     stride = (layout.bytes + 4095) / 4096 * 4096;
     base = memory;
@@ -123,13 +125,13 @@ double read_rate(const std::byte* memory, uint64_t bytes, int threads) {
   return total == 1 ? 0 : best;
 }
 
-void print_row(const char* what, std::vector<double> layer_us, double bytes, double best_rate,
+void print_row(const std::string& what, std::vector<double> layer_us, double bytes, double best_rate,
                double waited = -1) {
   std::sort(layer_us.begin(), layer_us.end());
   double sum = 0;
   for (const double us : layer_us) sum += us;
   const double rate = bytes / sum * 1e-3;
-  std::printf("  %-38s %7.0f %7.0f %8.1f %6.0f %%", what, layer_us[layer_us.size() / 2],
+  std::printf("  %-38s %7.0f %7.0f %8.1f %6.0f %%", what.c_str(), layer_us[layer_us.size() / 2],
               layer_us[layer_us.size() * 99 / 100], rate, 100 * rate / best_rate);
   if (waited >= 0) std::printf(" %6.1f %%", 100 * waited);
   std::printf("\n");
@@ -144,10 +146,9 @@ std::vector<float> random_values(int64_t count) {
   return values;
 }
 
-// Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer (or only
-// the first half of each).
-void bench_polling(const char* what, CpuExperts& cpu, const Weights& weights, int tokens, uint64_t jobs_least,
-                   uint64_t jobs_most, bool halves, double best_rate) {
+// Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer.
+void bench_polling(const std::string& what, CpuExperts& cpu, const Weights& weights, int tokens,
+                   uint64_t jobs_least, uint64_t jobs_most, double best_rate) {
   const MissMailboxShape shape{kLayers, tokens, kHidden, 1};
   std::vector<std::byte> memory(MissMailbox::bytes(shape) + 128);
   const MissMailbox mailbox(memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128), shape);
@@ -164,7 +165,7 @@ void bench_polling(const char* what, CpuExperts& cpu, const Weights& weights, in
     const uint64_t count = jobs_least + layer % (jobs_most - jobs_least + 1);
     const uint64_t first = (uint64_t{post.step} * kLayers + layer) * jobs_most;
     for (uint64_t i = 0; i < count; ++i) {
-      jobs.add_job(expert, weights.slice(first + i), {0, halves ? kWidth / 2 : kWidth});
+      jobs.add_job(expert, weights.slice(first + i), {0, weights.kernel.layout().width});
     }
   };
   cpu.start_polling(mailbox, make_jobs, 1);
@@ -189,7 +190,8 @@ void bench_polling(const char* what, CpuExperts& cpu, const Weights& weights, in
 }
 
 // 16 experts of 4 slices, chosen by `uses` tokens each.
-void bench_batch(const char* what, CpuExperts& cpu, const Weights& weights, int uses, double best_rate) {
+void bench_batch(const std::string& what, CpuExperts& cpu, const Weights& weights, int uses,
+                 double best_rate) {
   const int64_t tokens = 16 * uses;
   const auto x = random_values(tokens * kHidden);
   std::vector<float> result(x.size());
@@ -203,7 +205,8 @@ void bench_batch(const char* what, CpuExperts& cpu, const Weights& weights, int 
       std::vector<TokenUse> chosen;
       for (int i = 0; i < uses; ++i) chosen.push_back({i * 16 + expert, 0.5f, 1});
       const int id = jobs.add_expert(chosen);
-      for (int i = 0; i < 4; ++i) jobs.add_job(id, weights.slice(slice++), {0, kWidth});
+      for (int i = 0; i < 4; ++i)
+        jobs.add_job(id, weights.slice(slice++), {0, weights.kernel.layout().width});
     }
     bytes += static_cast<double>(jobs.weight_bytes());
     const auto started = Clock::now();
@@ -213,6 +216,27 @@ void bench_batch(const char* what, CpuExperts& cpu, const Weights& weights, int 
   print_row(what, layer_us, bytes, best_rate);
 }
 
+void bench_encoding(SliceEncoding encoding, CpuExperts& cpu, std::byte* memory, uint64_t bytes, bool all,
+                    double best_rate) {
+  const auto row = [&](const std::string& what) {
+    return std::string(encoding_name(encoding)) + ", " + what;
+  };
+  for (const int64_t width : {256, 512}) {
+    const Weights weights(memory, bytes, encoding, width);
+    char size[32];
+    std::snprintf(size, sizeof size, "7-11 x %.1f MB", static_cast<double>(weights.stride) * 1e-6);
+    bench_polling(row(std::string("decode, ") + size), cpu, weights, 1, 7, 11, best_rate);
+  }
+  const Weights weights(memory, bytes, encoding, 256);
+  if (all) {
+    bench_polling(row("decode, no slices"), cpu, weights, 1, 0, 0, best_rate);
+    bench_polling(row("decode of 4 tokens, 7-11"), cpu, weights, 4, 7, 11, best_rate);
+    bench_batch(row("batch, 64 slices x 1 token"), cpu, weights, 1, best_rate);
+  }
+  bench_batch(row("batch, 64 slices x 4 tokens"), cpu, weights, 4, best_rate);
+  bench_batch(row("batch, 64 slices x 16 tokens"), cpu, weights, 16, best_rate);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -220,43 +244,36 @@ int main(int count, char** arguments) {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   CpuExpertsOptions options;
   options.threads = count > 2 ? std::atoi(arguments[2]) : 0;
-  options.expert_width = 11 * kWidth;
-  if (gib < 0.1 || options.threads < 0) {
-    std::fprintf(stderr, "usage: cpu_experts_bench [GiB of weights, 8] [threads, all cores but one]\n");
+  options.expert_width = 11 * 512;
+  std::vector<int64_t> distances;
+  for (int i = 3; i < count; ++i) distances.push_back(std::atoi(arguments[i]) * int64_t{1024});
+  const bool bad = std::any_of(distances.begin(), distances.end(), [](int64_t bytes) { return bytes <= 0; });
+  if (gib < 0.1 || options.threads < 0 || bad) {
+    std::fprintf(stderr,
+                 "usage: cpu_experts_bench [GiB of weights, 8] [threads, all cores but one] "
+                 "[KiB asked for ahead ...]\n");
     return 2;
   }
   const auto bytes = static_cast<uint64_t>(gib * 512) << 21;
   const Memory memory = filled_memory(bytes, cores);
+  const int threads = CpuExperts(options).threads();
 
-  CpuExperts cpu(options);
-  std::printf("%d cores, %d threads, %s, %.1f GiB\n", cores, cpu.threads(),
+  std::printf("%d cores, %d threads, %s, %.1f GiB\n", cores, threads,
               path_name(supported_cpu_paths().back()).data(), gib);
-  std::printf("plain reading, GB/s:");
-  double best_rate = 0;
-  for (int threads = 1; threads <= cores;
-       threads = threads == cores ? cores + 1 : std::min(2 * threads, cores)) {
-    std::printf("  %d: %.1f", threads, read_rate(memory.get(), bytes, threads));
-    std::fflush(stdout);
-  }
-  best_rate = read_rate(memory.get(), bytes, cpu.threads());
-  std::printf("  %d (the 100 %% below): %.1f\n", cpu.threads(), best_rate);
-
+  const double best_rate = read_rate(memory.get(), bytes, threads);
+  std::printf("plain reading, GB/s:  1 thread: %.1f  %d: %.1f  %d (the 100 %% below): %.1f\n",
+              read_rate(memory.get(), bytes, 1), cores, read_rate(memory.get(), bytes, cores), threads,
+              best_rate);
   std::printf("  %-38s %7s %7s %8s %8s %8s\n", "layer", "us p50", "p99", "GB/s", "of read", "waiting");
-  for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
-    const Weights weights(memory.get(), bytes, encoding);
-    const auto row = [&](const char* what) {
-      static char text[64];
-      std::snprintf(text, sizeof text, "%s, %s", encoding_name(encoding).data(), what);
-      return text;
-    };
-    bench_polling(row("decode, 1 token, no jobs"), cpu, weights, 1, 0, 0, false, best_rate);
-    bench_polling(row("decode, 1 token, 1 slice"), cpu, weights, 1, 1, 1, false, best_rate);
-    bench_polling(row("decode, 1 token, 7-11 slices"), cpu, weights, 1, 7, 11, false, best_rate);
-    bench_polling(row("decode, 1 token, 9 half slices"), cpu, weights, 1, 9, 9, true, best_rate);
-    bench_polling(row("decode, 4 tokens, 7-11 slices"), cpu, weights, 4, 7, 11, false, best_rate);
-    bench_batch(row("batch, 64 slices of 1 token"), cpu, weights, 1, best_rate);
-    bench_batch(row("batch, 64 slices of 4 tokens"), cpu, weights, 4, best_rate);
-    bench_batch(row("batch, 64 slices of 16 tokens"), cpu, weights, 16, best_rate);
+  const bool all = distances.empty();
+  if (all) distances.push_back(options.prefetch_bytes);
+  for (const int64_t distance : distances) {
+    options.prefetch_bytes = distance;
+    CpuExperts cpu(options);
+    if (!all) std::printf(" %d KiB ahead\n", static_cast<int>(distance / 1024));
+    for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
+      bench_encoding(encoding, cpu, memory.get(), bytes, all, best_rate);
+    }
   }
   return 0;
 }

@@ -49,9 +49,9 @@ void check_tokens(int64_t tokens, int64_t most) {
 struct CpuExperts::Parts {
   // The arena's workers never leave it while they poll, so oneTBB must be free to make more threads for other
   // arenas. The least of all such settings counts, so every executor allows the same.
-  explicit Parts(int threads)
+  Parts(int threads, int64_t prefetch_bytes)
       : more_threads(tbb::global_control::max_allowed_parallelism, kThreadsAllowed),
-        team(threads),
+        team(threads, prefetch_bytes),
         arena(threads, 0) {}
 
   tbb::global_control more_threads;
@@ -75,7 +75,7 @@ struct CpuExperts::Polling {
 };
 
 CpuExperts::CpuExperts(const CpuExpertsOptions& options)
-    : options_(options), parts_(std::make_unique<Parts>(threads_of(options))) {
+    : options_(options), parts_(std::make_unique<Parts>(threads_of(options), options.prefetch_bytes)) {
   const auto allowed = tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism);
   if (allowed > static_cast<size_t>(threads())) return;
   throw ConfigError("oneTBB is held to " + std::to_string(allowed) + " threads, but the CPU's experts need " +

@@ -28,6 +28,8 @@ struct CpuExpertsOptions {
   int threads = 0;  // 0: all cores but one
   int64_t expert_width =
       0;  // for polling: the most columns that a layer's jobs have for one choice of a token
+  // How far ahead each worker asks for weights, beyond the rows that it reads side by side.
+  int64_t prefetch_bytes = cpu_kernels::kPrefetchBytes;
   // Called by each worker when it has seen a layer posted, or begins its share of a batch (step and layer 0).
   // For tests, which throw or dawdle here.
   std::function<void(int worker, uint32_t step, int layer)> on_begin;

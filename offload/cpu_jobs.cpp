@@ -1,5 +1,6 @@
 #include "offload/cpu_jobs.h"
 
+#include <algorithm>
 #include <cassert>
 
 namespace lighter::offload {
@@ -15,6 +16,7 @@ void CpuJobs::clear(const CpuSliceKernel& kernel) {
   use_weights_.clear();
   hidden_values_ = 0;
   cost_ = 0;
+  most_uses_ = 0;
   weight_bytes_ = 0;
 }
 
@@ -43,6 +45,7 @@ void CpuJobs::add_job(int expert, const std::byte* slice, SliceColumns columns) 
   const auto [first_use, uses] = experts_[expert];
   const Job job{slice, columns, first_use, uses, hidden_values_, cost_};
   jobs_.push_back(job);
+  most_uses_ = std::max(most_uses_, uses);
   hidden_values_ += uses * columns.count();
   cost_ += row_cost(job) * columns.count();
   weight_bytes_ += kernel_->column_bytes(columns);

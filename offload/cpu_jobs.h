@@ -47,21 +47,26 @@ class CpuJobs {
   const std::vector<Input>& inputs() const { return inputs_; }
   int64_t hidden_values() const { return hidden_values_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
+  int64_t most_uses() const { return most_uses_; }  // of a job
   // Of a job's uses: the input, the token, and the output's weight.
   const int32_t* use_inputs(const Job& job) const { return use_inputs_.data() + job.first_use; }
   const int32_t* use_tokens(const Job& job) const { return use_tokens_.data() + job.first_use; }
   const float* use_weights(const Job& job) const { return use_weights_.data() + job.first_use; }
 
-  // Calls body(job, begin, end) for the gate and up rows [begin, end) of each job that are worker `index`'s
-  // of `workers`: the same amount of work for each.
+  // The work of the gate and up rows of all jobs, in units; a row's units are at least kUnitsOfRow.
+  int64_t gate_up_work() const { return cost_; }
+  // Calls body(job, begin, end) for the gate and up rows [begin, end) of each job that are the units [first,
+  // last) of that work.
   template <typename Body>
-  void for_share(int index, int workers, const Body& body) const {
-    const int64_t first = cost_ * index / workers, last = cost_ * (index + 1) / workers;
+  void for_gate_up(int64_t first, int64_t last, const Body& body) const {
     for (const Job& job : jobs_) {
       const int64_t begin = row_at(job, first), end = row_at(job, last);
       if (begin < end) body(job, begin, end);
     }
   }
+
+  // Up to about so many tokens a weight costs its reading, beyond it its arithmetic.
+  static constexpr int64_t kUnitsOfRow = 12;
 
  private:
   struct Expert {
@@ -69,12 +74,11 @@ class CpuJobs {
     int64_t uses = 0;
   };
 
-  // Up to about so many tokens a weight costs its reading, beyond it its arithmetic.
-  static constexpr int64_t kTokensForFree = 12;
-  static int64_t row_cost(const Job& job) { return job.uses < kTokensForFree ? kTokensForFree : job.uses; }
-  // The job's row where this much of all work is before; even, because the kernels take rows in pairs.
+  static int64_t row_cost(const Job& job) { return job.uses < kUnitsOfRow ? kUnitsOfRow : job.uses; }
+  // The job's row where this much of all work is before; one of four, because the kernels take so many at a
+  // time.
   static int64_t row_at(const Job& job, int64_t cost) {
-    const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / 2 * 2;
+    const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / 4 * 4;
     return job.columns.begin + (row < job.columns.count() ? row : job.columns.count());
   }
 
@@ -88,6 +92,7 @@ class CpuJobs {
   std::vector<int32_t> newest_input_;  // of each token, -1: none
   int64_t hidden_values_ = 0;
   int64_t cost_ = 0;
+  int64_t most_uses_ = 0;
   uint64_t weight_bytes_ = 0;
 };
 

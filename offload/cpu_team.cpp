@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <span>
 #include <string>
 
 #include "runtime/error.h"
@@ -9,47 +10,124 @@
 namespace lighter::offload {
 namespace {
 
-// Asked for before the input is quantized, and once more while waiting for the others: what memory delivers
-// in that time.
-constexpr int64_t kFirstBytes = 16384;
+// Asked for once more while waiting for the others: what memory delivers in that time.
 constexpr int64_t kBarrierBytes = 24576;
 // Quantizing so many rows takes less than a barrier.
-constexpr size_t kInputsNotShared = 2;
+constexpr size_t kRowsNotShared = 2;
+// The smallest pieces of work: some µs of reading.
+constexpr int64_t kPieceBytes = 32768;
+// Output rows of a piece come in blocks of so many.
+constexpr int64_t kDownRows = cpu_kernels::kRowBlock;
 
 int64_t now_ns() {
   return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
 }
 
-// The rows of the hidden size that are worker `index`'s, in pairs.
-int64_t output_row(int64_t hidden, int index, int workers) {
-  return hidden / 2 * index / workers * 2;
+int64_t packed_bytes(SliceEncoding encoding, int64_t values) {
+  return encoding == SliceEncoding::int4 ? values / 2 : values;
+}
+
+// In the units of CpuJobs::gate_up_work().
+WorkPieces gate_up_pieces(const CpuJobs& jobs, int workers) {
+  const auto& layout = jobs.kernel().layout();
+  const int64_t row = 2 * packed_bytes(layout.encoding, layout.hidden);
+  const int64_t rows = std::max<int64_t>(1, kPieceBytes / row);
+  return {jobs.gate_up_work(), rows * CpuJobs::kUnitsOfRow, workers};
+}
+
+// In blocks of kDownRows output rows.
+WorkPieces down_pieces(const CpuJobs& jobs, int workers) {
+  const auto& layout = jobs.kernel().layout();
+  int64_t columns = 0;
+  for (const auto& job : jobs.jobs()) columns += job.columns.count();
+  const int64_t block = std::max<int64_t>(1, kDownRows * packed_bytes(layout.encoding, columns));
+  return {layout.hidden / kDownRows, std::max<int64_t>(1, kPieceBytes / block), workers};
 }
 
 }  // namespace
 
-struct alignas(128) CpuTeam::Worker {
+// What the worker takes it takes through its prefetch stream, which runs ahead of the computation.
+struct alignas(128) CpuTeam::Worker : PrefetchSource {
+  // The pieces of one phase, of which some are taken and not yet computed.
+  struct Phase {
+    WorkPieces pieces;
+    WorkClaims* claims = nullptr;
+    std::vector<WorkPiece> taken;
+    size_t computed = 0;
+
+    void begin(const WorkPieces& all, WorkClaims& from) {
+      pieces = all;
+      claims = &from;
+      taken.clear();
+      computed = 0;
+    }
+    bool take() {
+      WorkPiece piece;
+      if (!claims->take(pieces, piece)) return false;
+      taken.push_back(piece);
+      return true;
+    }
+    // The next to compute. A piece that was not prefetched is taken here.
+    bool next(WorkPiece& piece) {
+      if (computed == taken.size() && !take()) return false;
+      piece = taken[computed++];
+      return true;
+    }
+  };
+
+  void begin(const CpuJobs& of, int workers, Layer& layer) {
+    jobs = &of;
+    gate_up.begin(gate_up_pieces(of, workers), layer.gate_up);
+    down.begin(down_pieces(of, workers), layer.down);
+    ahead = PrefetchStream(*this);
+  }
+
+  std::span<const PrefetchRange> more() override {
+    const CpuSliceKernel& kernel = jobs->kernel();
+    ranges.clear();
+    while (ranges.empty() && gate_up.take()) {
+      const WorkPiece piece = gate_up.taken.back();
+      jobs->for_gate_up(piece.begin, piece.end, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
+        kernel.add_gate_up_ranges(job.slice, begin, end, ranges);
+      });
+    }
+    if (!ranges.empty() || jobs->jobs().empty() || !down.take()) return ranges;
+    const WorkPiece piece = down.taken.back();
+    for (const auto& job : jobs->jobs()) {
+      ranges.push_back(
+          kernel.down_range(job.slice, job.columns, piece.begin * kDownRows, piece.end * kDownRows));
+    }
+    return ranges;
+  }
+
   uint64_t round = 0;   // of the barrier
   uint64_t layers = 0;  // run() calls
+  const CpuJobs* jobs = nullptr;
+  Phase gate_up;
+  Phase down;
   PrefetchStream ahead;
   std::vector<PrefetchRange> ranges;
   std::vector<float> scaled;  // a row of x times its weight
   QuantizedActivations input;
-  QuantizedActivations hidden;
-  std::vector<float> sums;  // [tokens, its rows]
+  std::vector<QuantizedActivations> hidden;  // by job
+  std::vector<float> sums;                   // [tokens, rows of a piece]
   std::atomic<int64_t> waited_ns = 0;
 };
 
-CpuTeam::CpuTeam(int workers) : workers_(workers), barrier_(workers) {
+CpuTeam::CpuTeam(int workers, int64_t prefetch_bytes)
+    : workers_(workers), prefetch_bytes_(prefetch_bytes), barrier_(workers) {
   for (int i = 0; i < workers; ++i) all_.push_back(std::make_unique<Worker>());
 }
 
 CpuTeam::~CpuTeam() = default;
 
 void CpuTeam::reserve(int64_t hidden_values) {
-  for (auto& values : values_) {
-    if (static_cast<int64_t>(values.size()) < hidden_values) values.resize(hidden_values);
+  for (auto& layer : layers_) {
+    if (static_cast<int64_t>(layer.values.size()) < hidden_values) layer.values.resize(hidden_values);
+    layer.gate_up.reset();
+    layer.down.reset();
   }
-  shares_input_ = false;
+  shares_rows_ = false;
   // After an abandoned run the counts are no longer whole rounds.
   abandoned_ = false;
   barrier_.reset();
@@ -58,10 +136,11 @@ void CpuTeam::reserve(int64_t hidden_values) {
 
 void CpuTeam::reserve_for(const CpuJobs& jobs) {
   reserve(jobs.hidden_values());
-  shares_input_ = jobs.inputs().size() > kInputsNotShared;
-  if (!shares_input_) return;
+  shares_rows_ = jobs.inputs().size() > kRowsNotShared;
+  if (!shares_rows_) return;
   const auto& layout = jobs.kernel().layout();
   shared_input_.resize(layout.encoding, static_cast<int64_t>(jobs.inputs().size()), layout.hidden);
+  if (shared_hidden_.size() < jobs.jobs().size()) shared_hidden_.resize(jobs.jobs().size());
 }
 
 int64_t CpuTeam::waited_ns(int index) const {
@@ -69,12 +148,13 @@ int64_t CpuTeam::waited_ns(int index) const {
 }
 
 void CpuTeam::quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, const float* x) {
+  if (jobs.jobs().empty()) return;
   const auto& layout = jobs.kernel().layout();
   const auto& inputs = jobs.inputs();
-  auto& rows = shares_input_ ? shared_input_ : worker.input;
-  if (!shares_input_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
-  const size_t step = shares_input_ ? workers_ : 1;
-  for (size_t i = shares_input_ ? index : 0; i < inputs.size(); i += step) {
+  auto& rows = shares_rows_ ? shared_input_ : worker.input;
+  if (!shares_rows_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
+  const size_t step = shares_rows_ ? workers_ : 1;
+  for (size_t i = shares_rows_ ? index : 0; i < inputs.size(); i += step) {
     const float* row = x + inputs[i].token * layout.hidden;
     if (inputs[i].weight != 1) {
       worker.scaled.resize(layout.hidden);
@@ -86,9 +166,41 @@ void CpuTeam::quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, co
   }
 }
 
+void CpuTeam::quantize_hidden(Worker& worker, int index, const CpuJobs& jobs, const float* values) {
+  const auto& all = jobs.jobs();
+  auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
+  if (!shares_rows_ && hidden.size() < all.size()) hidden.resize(all.size());
+  const size_t step = shares_rows_ ? workers_ : 1;
+  for (size_t i = shares_rows_ ? index : 0; i < all.size(); i += step) {
+    hidden[i].assign(jobs.kernel().layout().encoding, values + all[i].values_at, all[i].uses,
+                     all[i].columns.count());
+  }
+}
+
+void CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
+                           float* result) {
+  const int64_t first = piece.begin * kDownRows, last = piece.end * kDownRows, rows = last - first;
+  const auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
+  worker.sums.assign(tokens * rows, 0.0f);
+  for (size_t i = 0; i < jobs.jobs().size(); ++i) {
+    const auto& job = jobs.jobs()[i];
+    const DownOutput out{worker.sums.data(), rows, jobs.use_tokens(job), jobs.use_weights(job)};
+    jobs.kernel().down(job.slice, job.columns, {hidden[i], nullptr, job.uses}, first, last, out,
+                       worker.ahead);
+  }
+  for (int64_t token = 0; token < tokens; ++token) {
+    const float* from = worker.sums.data() + token * rows;
+    std::copy(from, from + rows, result + token * jobs.kernel().layout().hidden + first);
+  }
+}
+
 bool CpuTeam::pass_barrier(Worker& worker) {
   const uint64_t round = ++worker.round;
   if (barrier_.arrive(round)) {
+    // Nobody is at the layer before this one, nor yet at the one behind it.
+    Layer& next = layers_[worker.layers % 2];
+    next.gate_up.reset();
+    next.down.reset();
     barrier_.release(round);
     return true;
   }
@@ -109,50 +221,33 @@ bool CpuTeam::pass_barrier(Worker& worker) {
 bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result) {
   Worker& worker = *all_[index];
   const CpuSliceKernel& kernel = jobs.kernel();
-  const auto& layout = kernel.layout();
-  auto& values = values_[worker.layers++ % 2];
-  if (static_cast<int64_t>(values.size()) < jobs.hidden_values()) {
+  Layer& layer = layers_[worker.layers++ % 2];
+  if (static_cast<int64_t>(layer.values.size()) < jobs.hidden_values()) {
     throw CapacityError("the CPU's jobs of a layer have " + std::to_string(jobs.hidden_values()) +
-                        " hidden values, and there is room for " + std::to_string(values.size()) +
+                        " hidden values, and there is room for " + std::to_string(layer.values.size()) +
                         "; give a larger expert width");
   }
-  const int64_t first = output_row(layout.hidden, index, workers_);
-  const int64_t last = output_row(layout.hidden, index + 1, workers_);
-
-  worker.ranges.clear();
-  jobs.for_share(index, workers_, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
-    kernel.add_gate_up_ranges(job.slice, begin, end, worker.ranges);
-  });
-  for (const auto& job : jobs.jobs()) {
-    worker.ranges.push_back(kernel.down_range(job.slice, job.columns, first, last));
-  }
-  worker.ahead = PrefetchStream(worker.ranges.data(), worker.ranges.data() + worker.ranges.size());
-  worker.ahead.ask_bytes(kFirstBytes);
+  worker.begin(jobs, workers_, layer);
+  worker.ahead.ask_bytes(kernel.prefetch_distance(jobs.most_uses(), prefetch_bytes_));
 
   quantize_inputs(worker, index, jobs, x);
-  if (shares_input_ && !pass_barrier(worker)) return false;
-  const auto& input = shares_input_ ? shared_input_ : worker.input;
-  jobs.for_share(index, workers_, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
-    float* to = values.data() + job.values_at + begin - job.columns.begin;
-    kernel.gate_up(job.slice, {input, jobs.use_inputs(job), job.uses}, begin, end, to, job.columns.count(),
-                   worker.ahead);
-  });
+  if (shares_rows_ && !pass_barrier(worker)) return false;
+  const auto& input = shares_rows_ ? shared_input_ : worker.input;
+  for (WorkPiece piece; worker.gate_up.next(piece);) {
+    jobs.for_gate_up(piece.begin, piece.end, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
+      float* to = layer.values.data() + job.values_at + begin - job.columns.begin;
+      kernel.gate_up(job.slice, {input, jobs.use_inputs(job), job.uses}, begin, end, to, job.columns.count(),
+                     worker.ahead);
+    });
+  }
 
   const int64_t arrived_ns = now_ns();
   if (!pass_barrier(worker)) return false;
   worker.waited_ns.store(now_ns() - arrived_ns, std::memory_order_relaxed);
 
-  const int64_t rows = last - first;
-  worker.sums.assign(tokens * rows, 0.0f);
-  for (const auto& job : jobs.jobs()) {
-    worker.hidden.assign(layout.encoding, values.data() + job.values_at, job.uses, job.columns.count());
-    const DownOutput out{worker.sums.data(), rows, jobs.use_tokens(job), jobs.use_weights(job)};
-    kernel.down(job.slice, job.columns, {worker.hidden, nullptr, job.uses}, first, last, out, worker.ahead);
-  }
-  for (int64_t token = 0; token < tokens; ++token) {
-    const float* from = worker.sums.data() + token * rows;
-    std::copy(from, from + rows, result + token * layout.hidden + first);
-  }
+  quantize_hidden(worker, index, jobs, layer.values.data());
+  if (shares_rows_ && !pass_barrier(worker)) return false;
+  for (WorkPiece piece; worker.down.next(piece);) compute_down(worker, jobs, piece, tokens, result);
   return true;
 }
 

@@ -1,12 +1,13 @@
 // The two phases of a layer's share for the CPU, spread over a fixed number of workers:
 //
-//   quantize x → gate and up rows of all jobs → [barrier] → quantize hidden → down, a range of output rows
-//   each
+//   quantize x → gate and up rows of all jobs → [barrier] → quantize hidden → down, ranges of output rows
 //
+// Within a phase the workers take pieces of the work as they come free (work_claims.h). With many rows of
+// activations they share their quantization too, at the price of a barrier behind each.
 // result [tokens, hidden] fp32 = sum over jobs of out_weight * down(silu(gate(x * in_weight)) * up(x *
-// in_weight)). A token's jobs are added in their order, so a result does not depend on the number of workers.
-// All workers call run() with lists of the same jobs, one after another; whoever does not come must
-// abandon().
+// in_weight)). A token's jobs are added in their order, so a result depends neither on the number of workers
+// nor on who computed what. All workers call run() with lists of the same jobs, one after another; whoever
+// does not come must abandon().
 #pragma once
 
 #include <atomic>
@@ -16,19 +17,21 @@
 
 #include "offload/cpu_jobs.h"
 #include "offload/spin_barrier.h"
+#include "offload/work_claims.h"
 
 namespace lighter::offload {
 
 class CpuTeam {
  public:
-  explicit CpuTeam(int workers);
+  // prefetch_bytes: how far ahead each worker asks for weights, beyond the rows that it reads side by side.
+  CpuTeam(int workers, int64_t prefetch_bytes);
   ~CpuTeam();
 
   int workers() const { return workers_; }
 
   // Before a time of run() calls, by one thread: room for lists of up to so many hidden values.
   void reserve(int64_t hidden_values);
-  // The same for one run() of these jobs. The workers then share the quantization of many inputs.
+  // The same for one run() of these jobs. The workers then share the quantization of many rows.
   void reserve_for(const CpuJobs& jobs);
 
   // The share of worker `index`. x, result: [tokens, hidden]. False: somebody has abandoned the team. When
@@ -45,17 +48,27 @@ class CpuTeam {
  private:
   struct Worker;
 
+  // Of a layer. There are two: a fast worker may begin the next layer while others are at this one.
+  struct Layer {
+    std::vector<float> values;  // hidden, of all jobs
+    WorkClaims gate_up;
+    WorkClaims down;
+  };
+
   void quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, const float* x);
+  void quantize_hidden(Worker& worker, int index, const CpuJobs& jobs, const float* values);
+  void compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens, float* result);
   bool pass_barrier(Worker& worker);
 
   const int workers_;
+  const int64_t prefetch_bytes_;
   std::vector<std::unique_ptr<Worker>> all_;
   SpinBarrier barrier_;
   alignas(64) std::atomic<bool> abandoned_ = false;
-  // Hidden values of two layers: a fast worker may begin the next while others read this one's.
-  std::vector<float> values_[2];
+  Layer layers_[2];
+  bool shares_rows_ = false;  // then these hold the quantized ones
   QuantizedActivations shared_input_;
-  bool shares_input_ = false;
+  std::vector<QuantizedActivations> shared_hidden_;  // by job
 };
 
 }  // namespace lighter::offload

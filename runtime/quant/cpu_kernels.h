@@ -1,7 +1,8 @@
 // The CPU's matrix kernels for packed slices: rows of int8 or int4 weights times quantized activations.
 // Internal to runtime/quant; users call cpu_slice.h.
 //
-// One arithmetic for all paths, so that their results are equal bit for bit. A row's result is, in fp32,
+// One arithmetic for all paths and numbers of tokens, so that their results are equal bit for bit, except for
+// 8 tokens or more with AMX, below. A row's result is, in fp32,
 //   int8: for each group g in order, for each of 16 lanes l:
 //         a[l] = fma(scale[g] * as[g], float(dot[g][l]), a[l])
 //   int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the second (an
@@ -10,6 +11,9 @@
 //   result = a tree over the lanes: l with l + 8, then l + 4, l + 2, l + 1
 // dot[g][l] is the exact integer sum of the products in lane l: bytes 4l to 4l + 3 of each 64 bytes of int8
 // values, or of each 64 nibbles of a pair as QuantizedActivations lays them out.
+// AMX sums a group whole, so that there are no lanes, and each group's minimum follows its dot product:
+//   for each group g in order: a = fma(scale[g] * as[g], float(dot[g]), a), and in int4
+//   a = fma(minimum[g], sums[g], a)
 #pragma once
 
 #include <cstddef>
@@ -25,7 +29,7 @@ inline constexpr int64_t kRowBlock = 16;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
-// Ahead in the weights; of 1 to 8 KB the best on a Sapphire Rapids.
+// Asked for ahead, beyond the rows that are read side by side; of 1 to 8 KB the best on a Sapphire Rapids.
 inline constexpr int64_t kPrefetchBytes = 8192;
 
 // Where the packed rows of one matrix begin, or the same groups of columns of each.
@@ -55,12 +59,24 @@ using RowsKernel = void (*)(const Matrix& matrix, const Tokens& x, int64_t first
 struct Kernels {
   RowsKernel int8 = nullptr;
   RowsKernel int4 = nullptr;
+  // Rows that are read side by side for up to 1, 7 and 16 tokens. Weights are asked for row after row, so
+  // this many belong to the distance.
+  int64_t rows_at_once[3] = {1, 1, 1};
 };
+
+// How far ahead to ask for rows of so many bytes, `beyond` those that are read side by side.
+inline int64_t prefetch_distance(const Kernels& kernels, int64_t tokens, int64_t row_bytes,
+                                 int64_t beyond = kPrefetchBytes) {
+  return beyond + kernels.rows_at_once[tokens <= 1 ? 0 : tokens < 8 ? 1 : 2] * row_bytes;
+}
 
 Kernels scalar_kernels();
 #if defined(__x86_64__)
 Kernels avx2_kernels();    // needs AVX2, FMA, F16C
 Kernels avx512_kernels();  // needs AVX-512 F, BW, VL, VNNI
+Kernels amx_kernels();     // besides, AMX TILE and INT8, and at most 16 tokens
+// Whether the processor has AMX and the kernel lets this process use it, which this asks it for.
+bool amx_permitted();
 #endif
 
 }  // namespace lighter::cpu_kernels

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "runtime/quant/cpu_kernels.h"
 
@@ -15,7 +16,9 @@
 namespace lighter::cpu_kernels {
 namespace {
 
-constexpr int kTokens = 4;  // at a time
+constexpr int kMostRows = 4;       // long ones, at a time
+constexpr int kTokens = 4;         // at a time
+constexpr int64_t kShortRow = 16;  // groups
 
 // One block of rows for up to kTokens tokens.
 template <int tokens>
@@ -33,26 +36,27 @@ LIGHTER_AVX512 inline __mmask16 first_lanes(int64_t count) {
   return static_cast<__mmask16>(0xFFFFu >> std::max<int64_t>(0, 16 - count));
 }
 
-// Factors of one token for 16 rows whose scales follow each other; factor_stride is groups.
-LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, const float* activation_scales,
-                                           int64_t groups, float* factors) {
+inline void prefetch_halves(const uint16_t* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+}
+
+// Factors of one token for `rows` rows whose scales follow each other; factor_stride is groups.
+LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t rows,
+                                           const float* activation_scales, int64_t groups, float* factors) {
   const int64_t step = 16 % groups;
   int64_t from = 0;  // of the period
-  for (int64_t i = 0; i < groups; ++i) {
-    const __m512 weight = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales) + i));
-    _mm512_store_ps(factors + 16 * i, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + from)));
-    _mm_prefetch(reinterpret_cast<const char*>(scales + 16 * (groups + i)),
-                 _MM_HINT_T0);  // of the next block
+  for (int64_t left = rows * groups; left > 0; left -= 16, scales += 16, factors += 16) {
+    const __m512 weight = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(left), scales));
+    _mm512_store_ps(factors, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + from)));
     from += step;
     if (from >= groups) from -= groups;
   }
 }
 
-// The same for `rows` rows of scales that do not; factor_stride is groups, rounded up to 16.
+// The same for rows of scales that do not; factor_stride is groups, rounded up to 16.
 LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t row_groups, int64_t rows,
                                            const float* activation_scales, int64_t groups, float* factors) {
   for (int64_t row = 0; row < rows; ++row, scales += row_groups) {
-    _mm_prefetch(reinterpret_cast<const char*>(scales + kRowBlock * row_groups), _MM_HINT_T0);
     for (int64_t g = 0; g < groups; g += 16, factors += 16) {
       const __m512 weight = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), scales + g));
       _mm512_store_ps(factors, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + g)));
@@ -60,79 +64,91 @@ LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t row_g
   }
 }
 
-// Rows [row, row + rows) of the block.
-template <int rows, bool asks, int tokens>
-LIGHTER_AVX512 inline void tile_int8(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
-  const uint8_t* w = block.weights + row * block.row_bytes;
-  const int64_t groups = block.groups;
-  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
-  __m512 sums[rows][tokens];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int t = 0; t < tokens; ++t) sums[r][t] = _mm512_setzero_ps();
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      const uint8_t* from = w + r * block.row_bytes + g * 128;
-      if constexpr (asks) {
-        ahead.ask();
-        ahead.ask();
-      }
-      const __m512i w0 = _mm512_xor_si512(_mm512_loadu_si512(from), sign);
-      const __m512i w1 = _mm512_xor_si512(_mm512_loadu_si512(from + 64), sign);
-#pragma GCC unroll 4
-      for (int t = 0; t < tokens; ++t) {
-        const int8_t* a = block.values[t] + g * 128;
-        __m512i dot = _mm512_loadu_si512(block.corrections[t] + g * kLanes);
-        dot = _mm512_dpbusd_epi32(dot, w0, _mm512_loadu_si512(a));
-        dot = _mm512_dpbusd_epi32(dot, w1, _mm512_loadu_si512(a + 64));
-        const __m512 factor = _mm512_set1_ps(block.factors[t][(row + r) * block.factor_stride + g]);
-        sums[r][t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dot), sums[r][t]);
-      }
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-    for (int t = 0; t < tokens; ++t) block.sums[t][row + r] = sums[r][t];
-  }
-}
+// One group (int8) or pair of groups (int4) of a row: its weights, and their products with one token's
+// activations.
+struct Int8 {
+  static constexpr int64_t kGroups = 1;
+  static constexpr int64_t kBytes = 128;
+  __m512i first, second;
 
-template <int rows, bool asks, int tokens>
-LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
+  LIGHTER_AVX512 explicit Int8(const uint8_t* from) {
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    first = _mm512_xor_si512(_mm512_loadu_si512(from), sign);
+    second = _mm512_xor_si512(_mm512_loadu_si512(from + 64), sign);
+  }
+  LIGHTER_AVX512 static __m512i start(const int32_t* corrections, int64_t g) {
+    return _mm512_loadu_si512(corrections + g * kLanes);
+  }
+  LIGHTER_AVX512 static __m512 factor(const float* of) { return _mm512_set1_ps(*of); }
+};
+
+struct Int4 {
+  static constexpr int64_t kGroups = 2;
+  static constexpr int64_t kBytes = 64;
+  __m512i first, second;
+
+  LIGHTER_AVX512 explicit Int4(const uint8_t* from) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const __m512i both = _mm512_loadu_si512(from);
+    first = _mm512_and_si512(both, nibble);
+    second = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+  }
+  LIGHTER_AVX512 static __m512i start(const int32_t*, int64_t) { return _mm512_setzero_si512(); }
+  // The first group's in lanes 0–7, the second's in 8–15.
+  LIGHTER_AVX512 static __m512 factor(const float* of) {
+    const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    double pair;
+    __builtin_memcpy(&pair, of, sizeof pair);
+    return _mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(pair)), halves);
+  }
+};
+
+// Rows [row, row + rows) of the block.
+template <typename Weights, int rows, bool asks, int tokens>
+LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
+  constexpr int64_t bytes = Weights::kBytes;
+  constexpr int64_t lines = bytes / 64;
   const uint8_t* w = block.weights + row * block.row_bytes;
-  const int64_t groups = block.groups;
-  const __m512i nibble = _mm512_set1_epi8(15);
-  const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+  const int64_t steps = (block.groups + Weights::kGroups - 1) / Weights::kGroups;
   __m512 sums[rows][tokens];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) sums[r][t] = _mm512_setzero_ps();
   }
-  for (int64_t g = 0; g < groups; g += 2) {
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) {
-      if constexpr (asks) ahead.ask();
-      const __m512i both = _mm512_loadu_si512(w + r * block.row_bytes + g * 32);
-      const __m512i low = _mm512_and_si512(both, nibble);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+  for (int64_t s = 0; s < steps;) {
+    int64_t here = steps - s;
+    const uint8_t* next = w + s * bytes;
+    if constexpr (asks) next = ahead.take_steps(lines * rows, here, next);
+    for (const int64_t end = s + here; s < end; ++s, next += bytes * rows) {
+      const int64_t g = s * Weights::kGroups;
+      __m512i first[tokens], second[tokens], start[tokens];
 #pragma GCC unroll 4
       for (int t = 0; t < tokens; ++t) {
-        const int8_t* a = block.values[t] + g * 64;
-        __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(a));
-        dot = _mm512_dpbusd_epi32(dot, high, _mm512_loadu_si512(a + 64));
-        const float* two = block.factors[t] + (row + r) * block.factor_stride + g;
-        const __m512 pair = _mm512_castsi512_ps(
-            _mm512_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(two))));
-        const __m512 factor = _mm512_permutevar_ps(pair, halves);
-        sums[r][t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dot), sums[r][t]);
+        first[t] = _mm512_loadu_si512(block.values[t] + s * 128);
+        second[t] = _mm512_loadu_si512(block.values[t] + s * 128 + 64);
+        start[t] = Weights::start(block.corrections[t], g);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        if constexpr (asks) {
+#pragma GCC unroll 2
+          for (int64_t line = 0; line < lines; ++line) {
+            _mm_prefetch(reinterpret_cast<const char*>(next + (r * lines + line) * 64), _MM_HINT_T0);
+          }
+        }
+        const Weights weights(w + r * block.row_bytes + s * bytes);
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; ++t) {
+          __m512i dot = _mm512_dpbusd_epi32(start[t], weights.first, first[t]);
+          dot = _mm512_dpbusd_epi32(dot, weights.second, second[t]);
+          const __m512 factor = Weights::factor(block.factors[t] + (row + r) * block.factor_stride + g);
+          sums[r][t] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dot), sums[r][t]);
+        }
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int t = 0; t < tokens; ++t) block.sums[t][row + r] = sums[r][t];
@@ -143,8 +159,6 @@ LIGHTER_AVX512 inline void tile_int4(Block<tokens>& block, int64_t row, Prefetch
 LIGHTER_AVX512 inline void add_minimums(const uint16_t* minimums, int64_t row_groups, int64_t rows,
                                         const float* scaled_sums, int64_t groups, __m512* sums) {
   for (int64_t row = 0; row < rows; ++row, minimums += row_groups) {
-    _mm_prefetch(reinterpret_cast<const char*>(minimums + kRowBlock * row_groups),
-                 _MM_HINT_T0);  // of the next block
     __m512 least = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g += 16) {
       const __m512 minimum = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), minimums + g));
@@ -184,13 +198,11 @@ LIGHTER_AVX512 inline __m512 reduce(const __m512* s) {
   return _mm512_permutexvar_ps(order, folded);
 }
 
-template <SliceEncoding encoding, int rows, bool asks, int tokens>
-LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStream& ahead) {
-  if constexpr (encoding == SliceEncoding::int8) {
-    tile_int8<rows, asks>(block, row, ahead);
-  } else {
-    tile_int4<rows, asks>(block, row, ahead);
-  }
+template <typename Weights, int at_once, bool asks, int tokens>
+LIGHTER_AVX512 inline void tiles(Block<tokens>& block, int64_t count, PrefetchStream& ahead) {
+  int64_t r = 0;
+  for (; r + at_once <= count; r += at_once) tile<Weights, at_once, asks>(block, r, ahead);
+  for (; r < count; ++r) tile<Weights, 1, asks>(block, r, ahead);
 }
 
 // `count` rows (at most kRowBlock) for the tokens from x[token] on; the first tokens' pass asks for more
@@ -199,6 +211,7 @@ template <SliceEncoding encoding, int tokens, bool asks>
 LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int64_t row, int64_t count,
                                      int64_t token, float* result, int64_t stride, PrefetchStream& ahead) {
   constexpr bool int8 = encoding == SliceEncoding::int8;
+  using Weights = std::conditional_t<int8, Int8, Int4>;
   constexpr int64_t most_groups = int8 ? kMaxGroups8 : kMaxGroups4;
   alignas(64) float factors[tokens][kRowBlock * most_groups];
   Block<tokens> block;
@@ -206,7 +219,7 @@ LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int6
   block.groups = x.rows.groups();
   block.weights = matrix.values + row * matrix.row_bytes;
   const uint16_t* scales = matrix.scales + row * matrix.row_groups;
-  const bool run = count == kRowBlock && matrix.row_groups == block.groups;  // of 16 rows' scales
+  const bool run = matrix.row_groups == block.groups;  // of all rows' scales
   block.factor_stride = run ? block.groups : (block.groups + 15) / 16 * 16;
   for (int t = 0; t < tokens; ++t) {
     const int64_t at = x[token + t];
@@ -214,15 +227,19 @@ LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int6
     block.corrections[t] = int8 ? x.rows.corrections(at) : nullptr;
     block.factors[t] = factors[t];
     if (run) {
-      multiply_scales(scales, x.rows.scales(at), block.groups, factors[t]);
+      multiply_scales(scales, count, x.rows.scales(at), block.groups, factors[t]);
     } else {
       multiply_scales(scales, matrix.row_groups, count, x.rows.scales(at), block.groups, factors[t]);
     }
   }
-  constexpr int rows = tokens == 1 ? 2 : 4;
-  int64_t r = 0;
-  for (; r + rows <= count; r += rows) tile<encoding, rows, asks>(block, r, ahead);
-  for (; r < count; ++r) tile<encoding, 1, asks>(block, r, ahead);
+  // Few long rows side by side, because the weights are asked for row after row.
+  constexpr int of_long_rows = tokens == 1 && int8 ? kMostRows / 2 : kMostRows;
+  constexpr int of_short_rows = tokens == 1 ? 2 * kMostRows : kMostRows;
+  if (block.groups <= kShortRow) {
+    tiles<Weights, of_short_rows, asks>(block, count, ahead);
+  } else {
+    tiles<Weights, of_long_rows, asks>(block, count, ahead);
+  }
   for (int t = 0; t < tokens; ++t) {
     for (int64_t none = count; none < kRowBlock; ++none) block.sums[t][none] = _mm512_setzero_ps();
     if constexpr (!int8) {
@@ -252,6 +269,10 @@ LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_ro
   for (int64_t r = 0; r < count; r += kRowBlock) {
     const int64_t row = first_row + r;
     const int64_t here = std::min(kRowBlock, count - r);
+    const int64_t then = std::min(kRowBlock, count - r - here) * matrix.row_groups;
+    const int64_t at = (row + here) * matrix.row_groups;
+    prefetch_halves(matrix.scales + at, then);
+    if constexpr (encoding == SliceEncoding::int4) prefetch_halves(matrix.minimums + at, then);
     if (x.count < kTokens) {
       run_last<encoding, true>(matrix, x, row, here, 0, result + r, stride, ahead);
       continue;
@@ -268,7 +289,7 @@ LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_ro
 }  // namespace
 
 Kernels avx512_kernels() {
-  return {rows<SliceEncoding::int8>, rows<SliceEncoding::int4>};
+  return {rows<SliceEncoding::int8>, rows<SliceEncoding::int4>, {kMostRows, kMostRows, kMostRows}};
 }
 
 }  // namespace lighter::cpu_kernels

@@ -10,19 +10,6 @@
 #include "runtime/quant/cpu_slice.h"
 
 namespace lighter {
-namespace {
-
-cpu_kernels::RowsKernel best_kernel(SliceEncoding encoding) {
-  cpu_kernels::Kernels kernels = cpu_kernels::scalar_kernels();
-#if defined(__x86_64__)
-  const CpuPath path = supported_cpu_paths().back();
-  if (path == CpuPath::avx2) kernels = cpu_kernels::avx2_kernels();
-  if (path == CpuPath::avx512_vnni) kernels = cpu_kernels::avx512_kernels();
-#endif
-  return encoding == SliceEncoding::int8 ? kernels.int8 : kernels.int4;
-}
-
-}  // namespace
 
 void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, const std::byte* data,
                         const float* x, int64_t tokens, float* out, QuantizedActivations& scratch) {
@@ -37,7 +24,8 @@ void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, cons
                                     halves(matrix.scales_at), int4 ? halves(matrix.minimums_at) : nullptr,
                                     matrix.columns / (int4 ? 2 : 1), groups};
   scratch.assign(encoding, x, tokens, matrix.columns);
-  const auto kernel = best_kernel(encoding);
+  const auto kernels = kernels_of(supported_cpu_paths().back());
+  const auto kernel = int4 ? kernels.int4 : kernels.int8;
   constexpr int64_t block = cpu_kernels::kRowBlock;
   // A task of at least 64 KiB of weights is worth its start.
   const int64_t grain = std::max<int64_t>(1, (int64_t{64} << 10) / (block * weights.row_bytes));
@@ -52,6 +40,7 @@ void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, cons
                                     int4 ? weights.minimums + begin * groups : nullptr,
                                     0};
     PrefetchStream ahead(&ahead_range, &ahead_range + 1);
+    ahead.ask_bytes(cpu_kernels::prefetch_distance(kernels, tokens, weights.row_bytes));
     kernel(weights, {scratch, nullptr, tokens, 0}, begin, count, out + begin, matrix.rows, ahead);
   });
 }

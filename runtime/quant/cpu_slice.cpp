@@ -17,16 +17,6 @@ namespace {
 constexpr int64_t kRowsAtOnce = 64;
 constexpr int64_t kMostTokens = CpuSliceKernel::kMostTokens;  // the stack holds results of as many
 
-cpu_kernels::Kernels kernels_of(CpuPath path) {
-#if defined(__x86_64__)
-  if (path == CpuPath::avx2) return cpu_kernels::avx2_kernels();
-  if (path == CpuPath::avx512_vnni) return cpu_kernels::avx512_kernels();
-#else
-  (void)path;
-#endif
-  return cpu_kernels::scalar_kernels();
-}
-
 // The columns of a matrix, all of them or some whole groups.
 cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which, const std::byte* slice,
                               int64_t first_column = 0) {
@@ -54,9 +44,9 @@ PrefetchRange range_of(const cpu_kernels::Matrix& matrix, int64_t bytes, int64_t
           head};
 }
 
-PrefetchStream primed(const PrefetchRange* begin, const PrefetchRange* end) {
+PrefetchStream primed(const PrefetchRange* begin, const PrefetchRange* end, int64_t bytes) {
   PrefetchStream stream(begin, end);
-  stream.ask_bytes(cpu_kernels::kPrefetchBytes);
+  stream.ask_bytes(bytes);
   return stream;
 }
 
@@ -97,6 +87,17 @@ void for_rows(int64_t rows, CpuThreads threads, const Body& body) {
 
 }  // namespace
 
+cpu_kernels::Kernels kernels_of(CpuPath path) {
+#if defined(__x86_64__)
+  if (path == CpuPath::avx2) return cpu_kernels::avx2_kernels();
+  if (path == CpuPath::avx512_vnni) return cpu_kernels::avx512_kernels();
+  if (path == CpuPath::amx) return cpu_kernels::amx_kernels();
+#else
+  (void)path;
+#endif
+  return cpu_kernels::scalar_kernels();
+}
+
 std::vector<CpuPath> supported_cpu_paths() {
   std::vector<CpuPath> paths = {CpuPath::scalar};
 #if defined(__x86_64__)
@@ -106,6 +107,7 @@ std::vector<CpuPath> supported_cpu_paths() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
     paths.push_back(CpuPath::avx512_vnni);
+    if (cpu_kernels::amx_permitted()) paths.push_back(CpuPath::amx);
   }
 #endif
   return paths;
@@ -121,8 +123,8 @@ CpuSliceKernel::CpuSliceKernel(SliceEncoding encoding, int64_t hidden, int64_t w
     throw ConfigError("this processor has no " + std::string(path_name(path)) + "; its best is " +
                       std::string(path_name(paths.back())));
   }
-  const auto kernels = kernels_of(path);
-  kernel_ = encoding == SliceEncoding::int8 ? kernels.int8 : kernels.int4;
+  kernels_ = kernels_of(path);
+  kernel_ = encoding == SliceEncoding::int8 ? kernels_.int8 : kernels_.int4;
 }
 
 void CpuSliceKernel::accumulate(const std::byte* slice, const float* x, int64_t tokens, float* sum,
@@ -160,11 +162,12 @@ void CpuSliceKernel::gate_up(const std::byte* slice, const QuantizedActivations&
   const cpu_kernels::Tokens x{input, nullptr, input.tokens()};
   const auto gate = matrix_of(layout_, SliceMatrix::gate, slice);
   const auto up = matrix_of(layout_, SliceMatrix::up, slice);
+  const int64_t distance = prefetch_distance(input.tokens(), cpu_kernels::kPrefetchBytes);
   for (int64_t row = begin; row < end; row += kRowsAtOnce) {
     const int64_t last = std::min(end, row + kRowsAtOnce);
     const PrefetchRange ranges[] = {range_of(gate, gate.row_bytes, row, last),
                                     range_of(up, up.row_bytes, row, last)};
-    auto ahead = primed(std::begin(ranges), std::end(ranges));
+    auto ahead = primed(std::begin(ranges), std::end(ranges), distance);
     gate_up(slice, x, row, last, values + row, layout_.width, ahead);
   }
 }
@@ -173,7 +176,7 @@ void CpuSliceKernel::down(const std::byte* slice, const QuantizedActivations& hi
                           int64_t end, float* sum) const {
   const SliceColumns all{0, layout_.width};
   const auto range = down_range(slice, all, begin, end);
-  auto ahead = primed(&range, &range + 1);
+  auto ahead = primed(&range, &range + 1, cpu_kernels::kPrefetchBytes);
   down(slice, all, {hidden, nullptr, hidden.tokens()}, begin, end,
        {sum + begin, layout_.hidden, nullptr, nullptr}, ahead);
 }
@@ -235,6 +238,11 @@ PrefetchRange CpuSliceKernel::down_range(const std::byte* slice, SliceColumns co
                                          int64_t end) const {
   const auto matrix = matrix_of(layout_, SliceMatrix::down, slice, columns.begin);
   return range_of(matrix, matrix.row_bytes * columns.count() / layout_.width, begin, end);
+}
+
+int64_t CpuSliceKernel::prefetch_distance(int64_t tokens, int64_t beyond) const {
+  const int64_t row_bytes = layout_.hidden / (layout_.encoding == SliceEncoding::int4 ? 2 : 1);
+  return cpu_kernels::prefetch_distance(kernels_, tokens, row_bytes, beyond);
 }
 
 uint64_t CpuSliceKernel::column_bytes(SliceColumns columns) const {

@@ -2,7 +2,8 @@
 //
 // Activations, and the hidden ones between the two halves, are quantized to int8 in groups (activations.h);
 // dot products are exact integers, scaled and added in fp32 in one fixed order (cpu_kernels.h). So a result
-// depends neither on the path, nor on the number of threads, nor on the other tokens in a batch.
+// depends neither on the path, nor on the number of threads, nor on the other tokens in a batch; only with
+// AMX it is rounded in another order where 8 tokens or more share a slice.
 #pragma once
 
 #include <cstddef>
@@ -16,14 +17,25 @@
 
 namespace lighter {
 
-enum class CpuPath { scalar, avx2, avx512_vnni };
+enum class CpuPath { scalar, avx2, avx512_vnni, amx };
 
 constexpr std::string_view path_name(CpuPath path) {
-  return path == CpuPath::scalar ? "scalar" : path == CpuPath::avx2 ? "AVX2" : "AVX-512 VNNI";
+  switch (path) {
+    case CpuPath::scalar:
+      return "scalar";
+    case CpuPath::avx2:
+      return "AVX2";
+    case CpuPath::avx512_vnni:
+      return "AVX-512 VNNI";
+    case CpuPath::amx:
+      return "AMX and AVX-512 VNNI";
+  }
+  return "?";
 }
 
 // What this processor has, the fastest last.
 std::vector<CpuPath> supported_cpu_paths();
+cpu_kernels::Kernels kernels_of(CpuPath path);
 
 // Working memory of one computation at a time. Grows and keeps its memory: none is allocated for as many
 // tokens as it has served (with the same sizes).
@@ -95,12 +107,16 @@ class CpuSliceKernel {
   void add_gate_up_ranges(const std::byte* slice, int64_t begin, int64_t end,
                           std::vector<PrefetchRange>& ranges) const;
   PrefetchRange down_range(const std::byte* slice, SliceColumns columns, int64_t begin, int64_t end) const;
+  // How far ahead the weights should be asked for when so many tokens share them: `beyond` the rows that are
+  // read side by side.
+  int64_t prefetch_distance(int64_t tokens, int64_t beyond) const;
   // Bytes of the slice's columns [begin, end) in its three matrices, scales included.
   uint64_t column_bytes(SliceColumns columns) const;
 
  private:
   PackedSliceLayout layout_;
-  cpu_kernels::RowsKernel kernel_;
+  cpu_kernels::Kernels kernels_;
+  cpu_kernels::RowsKernel kernel_;  // of them
 };
 
 // For a single use; scratch is kept by the caller.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 namespace lighter {
 
@@ -18,10 +19,19 @@ struct PrefetchRange {
   int64_t head_bytes = 0;              // of scales (and of minimums) to ask for when the range begins
 };
 
+// Where a stream gets more ranges from when it has asked for all that it knows.
+class PrefetchSource {
+ public:
+  virtual ~PrefetchSource() = default;
+  // Those that follow, valid until the next call; none: that was all.
+  virtual std::span<const PrefetchRange> more() = 0;
+};
+
 class PrefetchStream {
  public:
   PrefetchStream() = default;
   PrefetchStream(const PrefetchRange* begin, const PrefetchRange* end) : next_(begin), last_(end) {}
+  explicit PrefetchStream(PrefetchSource& source) : source_(&source) {}
 
   // One more line.
   void ask() {
@@ -33,30 +43,26 @@ class PrefetchStream {
     for (int64_t i = 0; i < bytes; i += 64) ask();
   }
 
+  // Takes the lines of up to `steps` steps, each of `lines` lines, that lie one after the other: the caller
+  // asks for them, from the address returned. At least one step: if there are fewer lines up to the end of a
+  // row, this asks for the step's lines itself; then, and if there are none left, it returns `known`, which
+  // may be asked for again.
+  const uint8_t* take_steps(int64_t lines, int64_t& steps, const uint8_t* known) {
+    const int64_t there = (row_end_ - at_) / (64 * lines);
+    if (__builtin_expect(there <= 0, 0)) {
+      if (ended_) return known;
+      ask_bytes(64 * lines);
+      steps = 1;
+      return known;
+    }
+    if (there < steps) steps = there;
+    const uint8_t* from = at_;
+    at_ += 64 * lines * steps;
+    return from;
+  }
+
  private:
-  bool advance() {
-    if (rows_left_ == 0) {
-      if (next_ == last_) return false;
-      const PrefetchRange& range = *next_++;
-      const bool whole = range.row_bytes == range.row_stride;  // one run of bytes
-      row_ = range.values;
-      row_bytes_ = whole ? range.rows * range.row_bytes : range.row_bytes;
-      stride_ = range.row_stride;
-      rows_left_ = whole ? 1 : range.rows;
-      ask_head(range.scales, range.head_bytes);
-      if (range.minimums != nullptr) ask_head(range.minimums, range.head_bytes);
-    }
-    --rows_left_;
-    at_ = row_;
-    row_end_ = row_ + row_bytes_;
-    row_ += stride_;
-    return true;
-  }
-  static void ask_head(const uint16_t* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(from) + i, 0, 3);
-    }
-  }
+  bool advance();
 
   const uint8_t* at_ = nullptr;
   const uint8_t* row_end_ = nullptr;
@@ -66,6 +72,8 @@ class PrefetchStream {
   int64_t rows_left_ = 0;
   const PrefetchRange* next_ = nullptr;
   const PrefetchRange* last_ = nullptr;
+  PrefetchSource* source_ = nullptr;
+  bool ended_ = false;
 };
 
 }  // namespace lighter

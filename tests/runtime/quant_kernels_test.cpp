@@ -115,6 +115,66 @@ TEST_CASE("all CPU paths give the same bits, for any number of tokens, threads a
   }
 }
 
+TEST_CASE("8 to 16 tokens agree with the reference on each path, for any rows and columns of a slice") {
+  if (supported_cpu_paths().back() != CpuPath::amx) {
+    MESSAGE("this processor has no AMX, or keeps it from us: that path is not tested here");
+  }
+  unsigned seed = 700;
+  const int64_t hidden = 640, width = 512;
+  for (const auto encoding : kEncodings) {
+    const int64_t group = group_size(encoding);
+    const RandomSlice slice(encoding, hidden, width, seed += 10);
+    const std::byte* bytes = slice.bytes.data();
+    for (const int64_t tokens : {8, 11, 16, 29}) {
+      const auto rows = normal(tokens * hidden, 2, seed + 5);
+      const auto between = normal(tokens * width, 1, seed + 6);
+      std::vector<int32_t> index(tokens);
+      for (int64_t t = 0; t < tokens; ++t) index[t] = static_cast<int32_t>((t * 7 + 3) % tokens);
+      for (const CpuPath path : supported_cpu_paths()) {
+        CAPTURE(path_name(path));
+        CAPTURE(encoding_name(encoding));
+        CAPTURE(tokens);
+        const CpuSliceKernel kernel(encoding, hidden, width, path);
+        QuantizedActivations input, part;
+        input.assign(encoding, rows.data(), tokens, hidden);
+        PrefetchStream ahead;
+        std::vector<float> values(tokens * width);
+        for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 4}, {4, 44}, {44, width}}) {
+          kernel.gate_up(bytes, {input, index.data(), tokens}, begin, end, values.data() + begin, width,
+                         ahead);
+        }
+        const auto faithful =
+            reference::gate_up(slice.layout, bytes, reference::quantized(encoding, doubles(rows)));
+        std::vector<double> expected;
+        for (int64_t t = 0; t < tokens; ++t) {
+          expected.insert(expected.end(), faithful.begin() + index[t] * width,
+                          faithful.begin() + (index[t] + 1) * width);
+        }
+        CHECK(reference::relative_l2(values, expected) < 2e-6);
+
+        // An odd number of groups, not from the first on; the reference has zeros in the other columns.
+        const SliceColumns columns{group, 4 * group};
+        std::vector<float> there, padded(tokens * width, 0.0f);
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t c = columns.begin; c < columns.end; ++c) {
+            there.push_back(between[t * width + c]);
+            padded[t * width + c] = between[t * width + c];
+          }
+        }
+        part.assign(encoding, there.data(), tokens, columns.count());
+        std::vector<float> sums(tokens * hidden);
+        for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 24}, {24, hidden}}) {
+          kernel.down(bytes, columns, {part, nullptr, tokens}, begin, end,
+                      {sums.data() + begin, hidden, nullptr, nullptr}, ahead);
+        }
+        const auto whole =
+            reference::down(slice.layout, bytes, reference::quantized(encoding, doubles(padded)));
+        CHECK(reference::relative_l2(sums, whole) < 2e-6);
+      }
+    }
+  }
+}
+
 TEST_CASE("the largest levels and activations do not overflow any path's integers") {
   for (const auto encoding : kEncodings) {
     const int64_t hidden = 1024, width = 256;
@@ -132,15 +192,17 @@ TEST_CASE("the largest levels and activations do not overflow any path's integer
         std::memcpy(slice.data() + part.scales_at + 2 * g, matrix == SliceMatrix::gate ? &tiny : &one, 2);
       }
     }
-    std::vector<float> x(hidden, 127.0f);
-    const auto values = reference::gate_up(layout, slice.data(), doubles(x));
-    for (const CpuPath path : supported_cpu_paths()) {
-      const CpuSliceKernel kernel(encoding, hidden, width, path);
-      QuantizedActivations input;
-      kernel.quantize_input(x.data(), 1, input);
-      std::vector<float> got(width);
-      kernel.gate_up(slice.data(), input, 0, width, got.data());
-      CHECK(reference::relative_l2(got, values) < 1e-6);
+    for (const int64_t tokens : {1, 9}) {
+      std::vector<float> x(tokens * hidden, 127.0f);
+      const auto values = reference::gate_up(layout, slice.data(), doubles(x));
+      for (const CpuPath path : supported_cpu_paths()) {
+        const CpuSliceKernel kernel(encoding, hidden, width, path);
+        QuantizedActivations input;
+        kernel.quantize_input(x.data(), tokens, input);
+        std::vector<float> got(tokens * width);
+        kernel.gate_up(slice.data(), input, 0, width, got.data());
+        CHECK(reference::relative_l2(got, values) < 1e-6);
+      }
     }
   }
 }
