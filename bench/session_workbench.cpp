@@ -10,9 +10,9 @@
 #include <random>
 #include <thread>
 
-#include "bench/rates.h"
 #include "bench/requests.h"
 #include "bench/step_recorder.h"
+#include "offload/calibrate.h"
 #include "offload/trace.h"
 #include "runtime/cli/model_text.h"
 #include "runtime/cli/session.h"
@@ -150,14 +150,6 @@ uint64_t process_peak_bytes() {
 
 void forget_process_peak() {
   std::ofstream("/proc/self/clear_refs") << "5";
-}
-
-std::string cpu_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
 }
 
 // libtorch's errors carry a backtrace, and running out of the workspace is a matter of budgets.
@@ -313,7 +305,7 @@ MachineFacts SessionWorkbench::machine() {
     facts.gpu = nvml_->name();
     facts.driver = nvml_->driver();
   }
-  facts.cpu = cpu_name();
+  facts.cpu = offload::cpu_name();
   facts.cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   facts.host_memory_bytes =
       static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -322,12 +314,11 @@ MachineFacts SessionWorkbench::machine() {
 
 Rates SessionWorkbench::measure_rates(const Rates& given) {
   if (given.device_read && given.link && given.cpu_read && given.both) return given;
-  constexpr uint64_t kDevice = uint64_t{5} << 29, kHost = uint64_t{9} << 27;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const bool cuda = cuda_index_ >= 0;
+  constexpr uint64_t kDevice = offload::kCalibrationDeviceBytes, kHost = offload::kCalibrationHostBytes;
   const auto device = cuda ? make_cuda_device(cuda_index_, kDevice, kHost) : make_cpu_device(kDevice, kHost);
-  return translated(
-      [&] { return bench::measure_rates(*device, std::max(1, cuda ? cores - 1 : cores), given); });
+  return offload::measure_ceilings(*device, std::max(1, cuda ? cores - 1 : cores), given);
 }
 
 }  // namespace lighter::bench
