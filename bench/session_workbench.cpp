@@ -15,6 +15,7 @@
 #include "offload/calibrate.h"
 #include "offload/trace.h"
 #include "runtime/cli/model_text.h"
+#include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/session.h"
 #include "runtime/config/yaml_values.h"
 #include "runtime/error.h"
@@ -78,31 +79,6 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
   };
 }
 
-StepBytes step_bytes(const cli::PreparedModel& model, const Config& config) {
-  StepBytes bytes;
-  const std::string shared = models::weight_class_name(models::WeightClass::shared_expert);
-  for (const auto weight_class :
-       {models::WeightClass::attention, models::WeightClass::norms, models::WeightClass::router,
-        models::WeightClass::shared_expert, models::WeightClass::dense_ffn, models::WeightClass::head}) {
-    const std::string name = models::weight_class_name(weight_class);
-    for (const offload::PlanLine& line : model.plan.lines) {
-      if (line.what != name && line.what != name + " and embedding") continue;
-      bytes.fixed += line.device_bytes;
-      if (name == shared) bytes.shared += line.device_bytes;
-    }
-  }
-  const models::ModelSpec& spec = model.spec;
-  bytes.moe_layers = spec.moe_layers();
-  if (bytes.moe_layers > 0) {
-    bytes.experts = spec.experts;
-    bytes.experts_per_token = spec.experts_per_token;
-    bytes.expert = static_cast<uint64_t>(spec.expert_ffn / model.slice_width) * model.slice_bytes;
-  }
-  bytes.kv_per_token = spec.layers.size() * 2 * static_cast<uint64_t>(spec.kv_heads * spec.head_dim) *
-                       dtype_size(config.model.dtype);
-  return bytes;
-}
-
 PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const std::string& device,
                     const Inputs& inputs) {
   PointFacts facts;
@@ -123,7 +99,7 @@ PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const
   facts.threads = model.threads;
   facts.context = config.memory.context;
   facts.miss_way = miss_way(config);
-  facts.step_bytes = step_bytes(model, config);
+  facts.step_bytes = offload::step_bytes(cli::speed_shape(model, config));
   facts.gpu_budget_bytes = config.memory.gpu_budget_bytes;
   facts.host_budget_bytes = config.memory.host_budget_bytes;
   for (const offload::PlanLine& line : model.plan.lines) {

@@ -180,17 +180,17 @@ Calibration default_calibration(bool cuda) {
   Calibration c;
   c.cuda = cuda;
   if (!cuda) {
-    // Two cores of a virtual machine with AVX-512, and the shipped model's steps on them.
+    // Two cores of a virtual machine with AVX2; fixed costs: what the shipped model's steps take there.
     c.device = "a small machine without a GPU";
     c.cpu = "two cores";
     c.threads = 2;
-    c.device_read = c.host_read = 20;
-    c.link = 8;
-    c.kernels.figures = {10, 12, 8};
-    c.cpu_experts.figures = {std::nullopt, 12, 8};
+    c.device_read = c.host_read = 8;
+    c.link = 4;
+    c.kernels.figures = {7, 7, 6};
+    c.cpu_experts.figures = {std::nullopt, 7, 6};
     c.kv_read = 2;
-    c.tensor_tflops = 0.2;
-    c.graph = c.eager = {500, 500, 0, 50, 200};
+    c.tensor_tflops = 0.05;
+    c.graph = c.eager = {500, 500, 200, 50, 200};
     return c;
   }
   // One H100 80GB HBM3 SXM on PCIe 5, 16 cores (15 for the experts), 2026-11. Rates: plain reading and

@@ -24,10 +24,11 @@ struct Cost {
   const Calibration& c;
 
   double operator()(SliceEncoding format, double bytes, double tokens) const {
-    if (tokens <= kFewTokens) return bytes / (c.kernels[format] * kGb);
     const double weights = weights_of(shape, format, bytes);
+    const double arithmetic = tokens > 1 ? 2 * weights * tokens / (c.tensor_tflops * kTera) : 0;
+    if (tokens <= kFewTokens) return std::max(bytes / (c.kernels[format] * kGb), arithmetic);
     const double read = 2 * weights / (c.device_read * kGb);
-    const double product = std::max(read, 2 * weights * tokens / (c.tensor_tflops * kTera));
+    const double product = std::max(read, arithmetic);
     return format == SliceEncoding::dense ? product : product + bytes / (c.device_read * kGb) + read;
   }
 

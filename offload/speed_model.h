@@ -2,8 +2,10 @@
 // calibration. Pure; thread-safe.
 //
 // Decoding. A matrix that `tokens` tokens use takes
-//   few(bytes)          = bytes / kernels[format]                                    up to 16 tokens
-//   many(bytes, tokens) = unpack + max(2 · weights / device_read, 2 · weights · tokens / tensor)      beyond
+//   few(bytes, tokens)  = max(bytes / kernels[format], arithmetic)           for 2 to 16 tokens; without
+//                         arithmetic for one
+//   many(bytes, tokens) = unpack + max(2 · weights / device_read, arithmetic)   beyond
+//   arithmetic          = 2 · weights · tokens / tensor
 //   unpack              = (bytes + 2 · weights) / device_read, for packed formats
 // and a step
 //   step    = outside + max(inside, missed) + fixed
@@ -18,8 +20,8 @@
 // The sums are over layers, since all have the same share resident.
 //
 // Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed): copies run ahead of the
-// layers and launches ahead of the GPU. compute: many() of everything, and 4 · heads · head_dim operations
-// for each query and key in each layer.
+// layers and launches ahead of the GPU. compute: few() or many() of everything, and 4 · heads · head_dim
+// operations for each query and key in each layer.
 #pragma once
 
 #include <cstdint>
