@@ -18,15 +18,7 @@ const char* part_name(double part, const offload::DecodeSpeed& d) {
   return part == d.link_s ? "misses on their way to the device" : "resident and shared experts";
 }
 
-std::string why_this_way(const PredictedSpeed& speed, const PreparedModel& model, const Config& config) {
-  if (config.offload.miss != OffloadConfig::Miss::automatic) return "as configured";
-  if (speed.ways.size() > 1) return "the fastest";
-  if (model.why_eager.empty()) return "the only way in a decode graph";
-  return "the only way without a decode graph: " + model.why_eager;
-}
-
-void print_speed(const PredictedSpeed& speed, const UsableCalibration& rates, const PreparedModel& model,
-                 const Config& config) {
+void print_speed(const PredictedSpeed& speed, const UsableCalibration& rates, const PreparedModel& model) {
   const offload::DecodeSpeed& d = speed.decode;
   std::printf("\nPredicted, one sequence (rates: %s)\n", rates.calibration.source().c_str());
   if (!rates.note.empty()) std::printf("  (%s)\n", rates.note.c_str());
@@ -35,12 +27,11 @@ void print_speed(const PredictedSpeed& speed, const UsableCalibration& rates, co
   if (speed.decode_bound_tokens_per_s) std::printf("; bound %.1f", *speed.decode_bound_tokens_per_s);
   std::printf("\n  prefill %10.1f tokens/s of %lld tokens; bound %.1f\n", speed.prefill.tokens_per_s,
               static_cast<long long>(speed.prefill_tokens), speed.prefill.bound_tokens_per_s);
-  if (!model.plan.all_resident) {
-    std::printf("  misses: %s, %s", offload::miss_mode_name(d.mode),
-                why_this_way(speed, model, config).c_str());
+  if (!model.plan.all_resident && speed.ways.size() > 1) {
+    std::printf("  misses by %s", offload::miss_mode_name(d.mode));
     for (const offload::DecodeSpeed& way : speed.ways) {
       if (way.mode == d.mode) continue;
-      std::printf("; %s would give %.1f", offload::miss_mode_name(way.mode), way.tokens_per_s);
+      std::printf("; %s would give %.1f tokens/s", offload::miss_mode_name(way.mode), way.tokens_per_s);
     }
     std::printf("\n");
   }
@@ -77,6 +68,9 @@ void print_text(const Config& config, const PreparedModel& model) {
                   plan.pager.spare_slots);
     }
     std::printf("\n");
+    if (!plan.all_resident) {
+      std::printf("what is missed when a token is decoded: %s (%s)\n", miss_name(model.miss), model.why_miss.c_str());
+    }
   }
   if (plan.fits()) {
     std::printf("\nIt fits.\n");
@@ -86,8 +80,7 @@ void print_text(const Config& config, const PreparedModel& model) {
   }
 }
 
-Json speed_json(const PredictedSpeed& speed, const UsableCalibration& rates, const PreparedModel& model,
-                const Config& config) {
+Json speed_json(const PredictedSpeed& speed, const UsableCalibration& rates, const PreparedModel& model) {
   const offload::DecodeSpeed& d = speed.decode;
   Json ways = Json::object();
   for (const offload::DecodeSpeed& way : speed.ways) {
@@ -103,7 +96,7 @@ Json speed_json(const PredictedSpeed& speed, const UsableCalibration& rates, con
             {"context", speed.decode_context},
             {"graph", model.why_eager.empty()},
             {"miss", offload::miss_mode_name(d.mode)},
-            {"why_miss", why_this_way(speed, model, config)},
+            {"why_miss", model.why_miss},
             {"tokens_per_s_by_miss", ways},
             {"step_s", d.step_s},
             {"outside_s", d.outside_s},
@@ -138,6 +131,7 @@ Json to_json(const Config& config, const PreparedModel& model, const Json& speed
           {"device_budget_bytes", plan.device_budget_bytes},
           {"host_bytes", plan.host_bytes},
           {"host_budget_bytes", plan.host_budget_bytes},
+          {"miss", plan.all_resident ? "none" : miss_name(model.miss)},
           {"resident_share", plan.resident_share},
           {"resident_slices_per_layer", plan.pager.residents_per_layer},
           {"spare_slots", plan.pager.spare_slots},
@@ -152,10 +146,10 @@ int plan_command(const PlanOptions& options) {
   const UsableCalibration rates = usable_calibration(config, model.threads, options.calibration);
   const PredictedSpeed speed = predict_speed(model, config, rates.calibration);
   if (options.common.json) {
-    std::printf("%s\n", to_json(config, model, speed_json(speed, rates, model, config)).dump(2).c_str());
+    std::printf("%s\n", to_json(config, model, speed_json(speed, rates, model)).dump(2).c_str());
   } else {
     print_text(config, model);
-    if (model.plan.fits()) print_speed(speed, rates, model, config);
+    if (model.plan.fits()) print_speed(speed, rates, model);
   }
   return model.plan.fits() ? 0 : 2;
 }

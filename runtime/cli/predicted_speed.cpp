@@ -30,18 +30,23 @@ offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config
   return shape;
 }
 
-std::vector<offload::MissMode> miss_modes(const PreparedModel& model, const Config& config) {
-  using offload::MissMode;
-  switch (config.offload.miss) {
-    case OffloadConfig::Miss::fetch:
-      return {MissMode::fetch};
-    case OffloadConfig::Miss::zero_copy:
-      return {MissMode::zero_copy};
-    case OffloadConfig::Miss::automatic:
-      break;
-  }
-  return {model.why_eager.empty() ? MissMode::zero_copy : MissMode::fetch};
+namespace {
+
+offload::MissMode mode_of(OffloadConfig::Miss miss) {
+  using Miss = OffloadConfig::Miss;
+  if (miss == Miss::zero_copy) return offload::MissMode::zero_copy;
+  if (miss == Miss::cpu) return offload::MissMode::cpu;
+  return miss == Miss::split ? offload::MissMode::split : offload::MissMode::fetch;
 }
+
+// In a graph all but fetch, eagerly only that.
+std::vector<offload::MissMode> possible_modes(const PreparedModel& model) {
+  using offload::MissMode;
+  if (!model.why_eager.empty()) return {MissMode::fetch};
+  return {MissMode::zero_copy, MissMode::cpu, MissMode::split};
+}
+
+}  // namespace
 
 PredictedSpeed predict_speed(const PreparedModel& model, const Config& config,
                              const offload::Calibration& c) {
@@ -50,12 +55,12 @@ PredictedSpeed predict_speed(const PreparedModel& model, const Config& config,
   const double resident = model.plan.all_resident ? 1 : model.plan.resident_share;
   PredictedSpeed speed;
   speed.decode_context = static_cast<double>(config.memory.context) / 2;
+  const offload::MissMode chosen = mode_of(model.miss);
   const offload::DecodeLoad load{resident, 1, speed.decode_context, model.why_eager.empty()};
-  const auto modes = miss_modes(model, config);
-  for (const auto mode : modes) {
+  for (const auto mode : possible_modes(model)) {
     if (const auto way = offload::decode_speed(shape, load, c, mode)) speed.ways.push_back(*way);
   }
-  speed.decode = offload::best_decode_speed(shape, load, c, modes);
+  speed.decode = offload::best_decode_speed(shape, load, c, {&chosen, 1});
   if (const auto step =
           offload::step_bound_s(offload::step_bytes(shape), resident, offload::way_of(speed.decode.mode),
                                 c.ceilings(), 1, speed.decode_context)) {

@@ -10,13 +10,10 @@ namespace lighter::cli {
 
 offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config);
 
-// What decoding may do with misses, as configured: one way, or with `auto` those that it chooses from.
-std::vector<offload::MissMode> miss_modes(const PreparedModel& model, const Config& config);
-
 struct PredictedSpeed {
-  double decode_context = 0;  // keys: half of memory.context, the mean of filling it
-  offload::DecodeSpeed decode;
-  std::vector<offload::DecodeSpeed> ways;  // all that are allowed and possible
+  double decode_context = 0;               // keys: half of memory.context, the mean of filling it
+  offload::DecodeSpeed decode;             // misses as the plan has chosen
+  std::vector<offload::DecodeSpeed> ways;  // all that this decoding could have taken, the chosen one too
   std::optional<double> decode_bound_tokens_per_s;
   int64_t prefill_tokens = 0;  // of the prompt: 8192, or the context
   offload::PrefillSpeed prefill;
