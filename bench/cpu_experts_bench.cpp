@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "offload/cpu_experts.h"
+#include "offload/cpu_rates.h"
 #include "offload/spin_barrier.h"
 
 namespace {
@@ -33,20 +34,12 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-template <typename Body>
-void on_threads(int threads, const Body& body) {
-  std::vector<std::thread> all;
-  for (int i = 0; i < threads; ++i) all.emplace_back([&, i] { body(i); });
-  for (auto& thread : all) thread.join();
-}
-
 struct Unmap {
   uint64_t bytes;
   void operator()(std::byte* memory) const { munmap(memory, bytes); }
 };
 using Memory = std::unique_ptr<std::byte[], Unmap>;
 
-// Small numbers, as int8 and as nibbles.
 Memory filled_memory(uint64_t bytes, int threads) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
@@ -54,75 +47,13 @@ Memory filled_memory(uint64_t bytes, int threads) {
     std::exit(1);
   }
   madvise(memory, bytes, MADV_HUGEPAGE);
-  auto* words = static_cast<uint64_t*>(memory);
-  on_threads(threads, [&](int i) {
-    uint64_t random = i;
-    const uint64_t count = bytes / 8, last = count * (i + 1) / threads;
-    for (uint64_t w = count * i / threads; w < last; ++w) {
-      random = random * 6364136223846793005ull + 1442695040888963407ull;
-      words[w] = (random ^ random >> 32) & 0x3F3F3F3F3F3F3F3Full;
-    }
-  });
+  fill_with_weights(static_cast<std::byte*>(memory), bytes, threads);
   return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
-}
-
-// Slices of one format all over the memory.
-struct Weights {
-  Weights(std::byte* memory, uint64_t bytes, SliceEncoding encoding, int64_t width)
-      : kernel(encoding, kHidden, width) {
-    const auto& layout = kernel.layout();
-    stride = (layout.bytes + 4095) / 4096 * 4096;
-    base = memory;
-    count = bytes / stride;
-    const uint64_t scales_at = layout[SliceMatrix::gate].scales_at;
-    for (uint64_t i = 0; i < count; ++i) {  // scales and minima of 2^-7
-      auto* halves = reinterpret_cast<uint16_t*>(memory + i * stride + scales_at);
-      std::fill_n(halves, (layout.bytes - scales_at) / 2, uint16_t{0x2000});
-    }
-  }
-  const std::byte* slice(uint64_t i) const { return base + i % count * stride; }
-
-  CpuSliceKernel kernel;
-  uint64_t stride = 0, count = 0;
-  std::byte* base = nullptr;
-};
-
-typedef uint64_t Vector __attribute__((vector_size(64)));
-
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-uint64_t
-sum_of(const std::byte* from, uint64_t bytes) {
-  Vector sums[4] = {};
-  for (uint64_t at = 0; at < bytes; at += sizeof sums) {
-    const auto* vectors = reinterpret_cast<const Vector*>(from + at);
-    for (int i = 0; i < 4; ++i) sums[i] += vectors[i];
-  }
-  const Vector sum = sums[0] + sums[1] + sums[2] + sums[3];
-  uint64_t total = 0;
-  for (int i = 0; i < 8; ++i) total += sum[i];
-  return total;
 }
 
 // GB/s; the better of two runs.
 double read_rate(const std::byte* memory, uint64_t bytes, int threads) {
-  double best = 0;
-  std::atomic<uint64_t> total = 0;
-  for (int run = 0; run < 2; ++run) {
-    std::atomic<int> ready = 0;
-    std::atomic<int64_t> begin = 0;
-    on_threads(threads, [&](int i) {
-      for (++ready; ready < threads;) std::this_thread::yield();
-      int64_t none = 0;
-      begin.compare_exchange_strong(none, Clock::now().time_since_epoch().count());
-      const uint64_t each = bytes / threads / 4096 * 4096;
-      total += sum_of(memory + i * each, each);
-    });
-    const Clock::time_point from{Clock::duration(begin.load())};
-    best = std::max(best, bytes / seconds_since(from) * 1e-9);
-  }
-  return total == 1 ? 0 : best;
+  return std::max(host_read_rate(memory, bytes, threads), host_read_rate(memory, bytes, threads));
 }
 
 void print_row(const std::string& what, std::vector<double> layer_us, double bytes, double best_rate,
@@ -147,7 +78,7 @@ std::vector<float> random_values(int64_t count) {
 }
 
 // Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer.
-void bench_polling(const std::string& what, CpuExperts& cpu, const Weights& weights, int tokens,
+void bench_polling(const std::string& what, CpuExperts& cpu, const SliceField& weights, int tokens,
                    uint64_t jobs_least, uint64_t jobs_most, double best_rate) {
   const MissMailboxShape shape{kLayers, tokens, kHidden, 1};
   std::vector<std::byte> memory(MissMailbox::bytes(shape) + 128);
@@ -158,14 +89,14 @@ void bench_polling(const std::string& what, CpuExperts& cpu, const Weights& weig
     *mailbox.slot(layer).tokens = tokens;
   }
   const auto make_jobs = [&](int layer, const MissPost& post, CpuJobs& jobs) {
-    jobs.clear(weights.kernel);
+    jobs.clear(weights.kernel());
     TokenUse uses[16];
     for (int t = 0; t < tokens; ++t) uses[t] = {t, 0.5f, 1};
     const int expert = jobs.add_expert({uses, static_cast<size_t>(tokens)});
     const uint64_t count = jobs_least + layer % (jobs_most - jobs_least + 1);
     const uint64_t first = (uint64_t{post.step} * kLayers + layer) * jobs_most;
     for (uint64_t i = 0; i < count; ++i) {
-      jobs.add_job(expert, weights.slice(first + i), {0, weights.kernel.layout().width});
+      jobs.add_job(expert, weights.slice(first + i), {0, weights.kernel().layout().width});
     }
   };
   cpu.start_polling(mailbox, make_jobs, 1);
@@ -190,7 +121,7 @@ void bench_polling(const std::string& what, CpuExperts& cpu, const Weights& weig
 }
 
 // 16 experts of 4 slices, chosen by `uses` tokens each.
-void bench_batch(const std::string& what, CpuExperts& cpu, const Weights& weights, int uses,
+void bench_batch(const std::string& what, CpuExperts& cpu, const SliceField& weights, int uses,
                  double best_rate) {
   const int64_t tokens = 16 * uses;
   const auto x = random_values(tokens * kHidden);
@@ -200,13 +131,13 @@ void bench_batch(const std::string& what, CpuExperts& cpu, const Weights& weight
   std::vector<double> layer_us;
   const auto begin = Clock::now();
   for (uint64_t slice = 0; layer_us.size() < 3 || seconds_since(begin) < kSecondsEach;) {
-    jobs.clear(weights.kernel);
+    jobs.clear(weights.kernel());
     for (int expert = 0; expert < 16; ++expert) {
       std::vector<TokenUse> chosen;
       for (int i = 0; i < uses; ++i) chosen.push_back({i * 16 + expert, 0.5f, 1});
       const int id = jobs.add_expert(chosen);
       for (int i = 0; i < 4; ++i)
-        jobs.add_job(id, weights.slice(slice++), {0, weights.kernel.layout().width});
+        jobs.add_job(id, weights.slice(slice++), {0, weights.kernel().layout().width});
     }
     bytes += static_cast<double>(jobs.weight_bytes());
     const auto started = Clock::now();
@@ -222,12 +153,12 @@ void bench_encoding(SliceEncoding encoding, CpuExperts& cpu, std::byte* memory, 
     return std::string(encoding_name(encoding)) + ", " + what;
   };
   for (const int64_t width : {256, 512}) {
-    const Weights weights(memory, bytes, encoding, width);
+    const SliceField weights(memory, bytes, encoding, kHidden, width);
     char size[32];
-    std::snprintf(size, sizeof size, "7-11 x %.1f MB", static_cast<double>(weights.stride) * 1e-6);
+    std::snprintf(size, sizeof size, "7-11 x %.1f MB", static_cast<double>(weights.kernel().layout().bytes) * 1e-6);
     bench_polling(row(std::string("decode, ") + size), cpu, weights, 1, 7, 11, best_rate);
   }
-  const Weights weights(memory, bytes, encoding, 256);
+  const SliceField weights(memory, bytes, encoding, kHidden, 256);
   if (all) {
     bench_polling(row("decode, no slices"), cpu, weights, 1, 0, 0, best_rate);
     bench_polling(row("decode of 4 tokens, 7-11"), cpu, weights, 4, 7, 11, best_rate);

@@ -9,11 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "bench/bound.h"
 #include "bench/sweep.h"
 #include "runtime/moe/expert_counters.h"
 
 namespace lighter::bench {
+
+using offload::MissWay;
+using offload::StepBytes;
 
 // What a phase of a request took.
 struct Spent {

@@ -10,11 +10,12 @@
 #include <random>
 #include <thread>
 
-#include "bench/rates.h"
 #include "bench/requests.h"
 #include "bench/step_recorder.h"
+#include "offload/calibrate.h"
 #include "offload/trace.h"
 #include "runtime/cli/model_text.h"
+#include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/session.h"
 #include "runtime/config/yaml_values.h"
 #include "runtime/error.h"
@@ -73,31 +74,6 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
   };
 }
 
-StepBytes step_bytes(const cli::PreparedModel& model, const Config& config) {
-  StepBytes bytes;
-  const std::string shared = models::weight_class_name(models::WeightClass::shared_expert);
-  for (const auto weight_class :
-       {models::WeightClass::attention, models::WeightClass::norms, models::WeightClass::router,
-        models::WeightClass::shared_expert, models::WeightClass::dense_ffn, models::WeightClass::head}) {
-    const std::string name = models::weight_class_name(weight_class);
-    for (const offload::PlanLine& line : model.plan.lines) {
-      if (line.what != name && line.what != name + " and embedding") continue;
-      bytes.fixed += line.device_bytes;
-      if (name == shared) bytes.shared += line.device_bytes;
-    }
-  }
-  const models::ModelSpec& spec = model.spec;
-  bytes.moe_layers = spec.moe_layers();
-  if (bytes.moe_layers > 0) {
-    bytes.experts = spec.experts;
-    bytes.experts_per_token = spec.experts_per_token;
-    bytes.expert = static_cast<uint64_t>(spec.expert_ffn / model.slice_width) * model.slice_bytes;
-  }
-  bytes.kv_per_token = spec.layers.size() * 2 * static_cast<uint64_t>(spec.kv_heads * spec.head_dim) *
-                       dtype_size(config.model.dtype);
-  return bytes;
-}
-
 PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const std::string& device,
                     const Inputs& inputs) {
   PointFacts facts;
@@ -118,7 +94,7 @@ PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const
   facts.threads = model.threads;
   facts.context = config.memory.context;
   facts.miss_way = miss_way(model);
-  facts.step_bytes = step_bytes(model, config);
+  facts.step_bytes = offload::step_bytes(cli::speed_shape(model, config));
   facts.gpu_budget_bytes = config.memory.gpu_budget_bytes;
   facts.host_budget_bytes = config.memory.host_budget_bytes;
   for (const offload::PlanLine& line : model.plan.lines) {
@@ -145,14 +121,6 @@ uint64_t process_peak_bytes() {
 
 void forget_process_peak() {
   std::ofstream("/proc/self/clear_refs") << "5";
-}
-
-std::string cpu_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
 }
 
 // libtorch's errors carry a backtrace, and running out of the workspace is a matter of budgets.
@@ -308,7 +276,7 @@ MachineFacts SessionWorkbench::machine() {
     facts.gpu = nvml_->name();
     facts.driver = nvml_->driver();
   }
-  facts.cpu = cpu_name();
+  facts.cpu = offload::cpu_name();
   facts.cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   facts.host_memory_bytes =
       static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -317,12 +285,11 @@ MachineFacts SessionWorkbench::machine() {
 
 Rates SessionWorkbench::measure_rates(const Rates& given) {
   if (given.device_read && given.link && given.cpu_read && given.both) return given;
-  constexpr uint64_t kDevice = uint64_t{5} << 29, kHost = uint64_t{9} << 27;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const bool cuda = cuda_index_ >= 0;
+  constexpr uint64_t kDevice = offload::kCalibrationDeviceBytes, kHost = offload::kCalibrationHostBytes;
   const auto device = cuda ? make_cuda_device(cuda_index_, kDevice, kHost) : make_cpu_device(kDevice, kHost);
-  return translated(
-      [&] { return bench::measure_rates(*device, std::max(1, cuda ? cores - 1 : cores), given); });
+  return offload::measure_ceilings(*device, std::max(1, cuda ? cores - 1 : cores), given);
 }
 
 }  // namespace lighter::bench

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "offload/bound.h"
+
 namespace lighter::bench {
 
 // What is asked of a loaded model: batch sequences of prompt_tokens each, generated_tokens made for each.
@@ -47,13 +49,8 @@ struct Point {
   std::string id;     // a hash of everything that the result depends on, the configuration's text included
 };
 
-// Ceilings of the machine in GB/s (1e9); absent: measured where that is possible.
-struct Rates {
-  std::optional<double> device_read;  // device memory, read by the device
-  std::optional<double> link;         // pinned host memory → device
-  std::optional<double> cpu_read;     // host memory, read by the CPU while the link is idle
-  std::optional<double> both;         // CPU and link at the same time, together
-};
+// Ceilings of the machine that the sweep gives; absent: measured where that is possible.
+using offload::Rates;
 
 struct Sweep {
   std::string name;

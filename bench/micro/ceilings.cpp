@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
-#include <numeric>
-#include <thread>
 #include <vector>
+
+#include "offload/cpu_rates.h"
 
 namespace lighter::bench {
 namespace {
@@ -16,14 +16,18 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kRegion = size_t{256} << 20;
 constexpr int kRounds = 5;
 
-std::vector<uint64_t>& region(int which) {
-  static std::map<int, std::vector<uint64_t>> regions;
-  auto& words = regions[which];
-  if (words.empty()) {
-    words.resize(kRegion / sizeof(uint64_t));
-    std::iota(words.begin(), words.end(), uint64_t{1});
+struct alignas(64) Line {
+  std::byte bytes[64];
+};
+
+std::byte* memory_of(int which) {
+  static std::map<int, std::vector<Line>> regions;
+  auto& lines = regions[which];
+  if (lines.empty()) {
+    lines.resize(kRegion / sizeof(Line));
+    offload::fill_with_weights(lines.front().bytes, kRegion, 1);
   }
-  return words;
+  return lines.front().bytes;
 }
 
 template <typename Work>
@@ -38,34 +42,20 @@ double best_gb_per_s(Work work) {
   return best;
 }
 
-uint64_t sum_of(const uint64_t* words, size_t count) {
-  uint64_t sums[8] = {};
-  for (size_t i = 0; i + 8 <= count; i += 8) {
-    for (size_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-  }
-  return std::accumulate(std::begin(sums), std::end(sums), uint64_t{0});
-}
-
 }  // namespace
 
 double host_read_ceiling(int threads) {
   static std::map<int, double> known;
   if (const auto found = known.find(threads); found != known.end()) return found->second;
-  const std::vector<uint64_t>& words = region(0);
-  const size_t part = words.size() / static_cast<size_t>(threads);
-  return known[threads] = best_gb_per_s([&] {
-           std::vector<std::thread> readers;
-           for (int i = 0; i < threads; ++i) {
-             readers.emplace_back([&, i] {
-               benchmark::DoNotOptimize(sum_of(words.data() + static_cast<size_t>(i) * part, part));
-             });
-           }
-           for (std::thread& reader : readers) reader.join();
-         });
+  double most = 0;
+  for (int i = 0; i < kRounds; ++i) {
+    most = std::max(most, offload::host_read_rate(memory_of(0), kRegion, threads));
+  }
+  return known[threads] = most;
 }
 
 double host_copy_ceiling() {
-  static const double known = best_gb_per_s([] { std::memcpy(region(1).data(), region(0).data(), kRegion); });
+  static const double known = best_gb_per_s([] { std::memcpy(memory_of(1), memory_of(0), kRegion); });
   return known;
 }
 

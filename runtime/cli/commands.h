@@ -28,6 +28,16 @@ struct RunOptions {
   int logprobs = 0;
 };
 
+struct PlanOptions {
+  CommonOptions common;
+  std::string calibration;  // a file, of whatever machine; empty: this machine's
+};
+
+struct CalibrateOptions {
+  CommonOptions common;
+  std::string out;  // a file; empty: where `lighter plan` looks
+};
+
 struct EvalOptions {
   CommonOptions common;
   std::string text;       // a file
@@ -64,7 +74,8 @@ struct CompareOptions {
 };
 
 int run_command(const RunOptions& options);
-int plan_command(const CommonOptions& options);
+int plan_command(const PlanOptions& options);
+int calibrate_command(const CalibrateOptions& options);
 int eval_command(const EvalOptions& options);
 int trace_command(const TraceOptions& options);
 int replay_command(const ReplayOptions& options);

@@ -31,6 +31,21 @@ void add_common(CLI::App& command, lighter::cli::CommonOptions& options) {
 
 constexpr long long kManyTokens = 1ll << 40;
 
+void add_plan(CLI::App& app, lighter::cli::PlanOptions& options) {
+  CLI::App* command =
+      app.add_subcommand("plan", "Shows where every byte would go, whether it fits, and how fast it will be");
+  add_common(*command, options.common);
+  command->add_option("--calibration", options.calibration,
+                      "What lighter calibrate wrote on the machine to plan for; default: what it kept here");
+}
+
+void add_calibrate(CLI::App& app, lighter::cli::CalibrateOptions& options) {
+  CLI::App* command = app.add_subcommand(
+      "calibrate", "Measures the rates that predicted speeds rest on, on the configuration's device");
+  add_common(*command, options.common);
+  command->add_option("--out", options.out, "The file to write; default: where lighter plan looks");
+}
+
 void add_eval(CLI::App& app, lighter::cli::EvalOptions& options) {
   CLI::App* command = app.add_subcommand("eval", "Measures the perplexity of a text");
   add_common(*command, options.common);
@@ -110,9 +125,10 @@ int dispatch(int argc, char** argv) {
   run_app->add_option("--logprobs", run.logprobs, "With --json: the so many likeliest tokens at each place")
       ->check(CLI::Range(0, 1000));
 
-  CommonOptions plan;
-  add_common(*app.add_subcommand("plan", "Shows where every byte would go, and whether it fits"), plan);
-
+  PlanOptions plan;
+  add_plan(app, plan);
+  CalibrateOptions calibrate;
+  add_calibrate(app, calibrate);
   EvalOptions eval;
   add_eval(app, eval);
   TraceOptions trace;
@@ -130,6 +146,7 @@ int dispatch(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : kUserMistake;
   }
   if (app.got_subcommand("plan")) return plan_command(plan);
+  if (app.got_subcommand("calibrate")) return calibrate_command(calibrate);
   if (app.got_subcommand("eval")) return eval_command(eval);
   if (app.got_subcommand("trace")) return trace_command(trace);
   if (app.got_subcommand("replay")) return replay_command(replay);

@@ -5,6 +5,7 @@ lighter=$1
 demo=$2/configs/demo.yaml
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+export XDG_CACHE_HOME=$scratch/cache # where calibrations are kept
 failures=0
 
 fail() {
@@ -72,6 +73,48 @@ assert run["device_peak_bytes"] <= 28 << 20 and run["host_peak_bytes"] <= 64 << 
 PY
 "$lighter" plan "$demo" --json | python3 -c 'import json, sys; plan = json.load(sys.stdin); assert plan["fits"]' ||
   fail 'plan --json'
+
+# A plan predicts the speed: from documented figures, then from what was measured here, then not from another's.
+kept=$scratch/cache/lighter/calibration-cpu.json
+plan_says() {
+  local text=$1
+  shift
+  "$lighter" plan "$demo" "$@" >"$scratch/out" 2>&1 || fail "plan $* failed: $(head -c 300 "$scratch/out")"
+  grep -qF -- "$text" "$scratch/out" || fail "plan $*: no '$text' in: $(tail -n 8 "$scratch/out")"
+}
+plan_says 'not measured'
+plan_says 'run lighter calibrate'
+"$lighter" calibrate "$demo" >"$scratch/out" 2>"$scratch/err" || fail "calibrate failed: $(head -c 300 "$scratch/err")"
+grep -q "written to $kept" "$scratch/err" || fail 'calibrate does not say where it wrote'
+grep -q 'copies, host to device' "$scratch/out" || fail 'calibrate shows no rates'
+plan_says 'measured on cpu, 20'
+plan_says 'is not used: it is of 1 threads, here are 2' --set cpu.threads=2
+"$lighter" plan "$demo" --json | python3 -c '
+import json, sys
+speed = json.load(sys.stdin)["predicted"]
+assert speed["measured_here"] and not speed["note"], speed
+decode, prefill = speed["decode"], speed["prefill"]
+assert 0 < decode["tokens_per_s"] < decode["bound_tokens_per_s"], decode
+assert 0 < prefill["tokens_per_s"] <= prefill["bound_tokens_per_s"], prefill
+assert decode["miss"] == "fetch" and decode["link_s"] > 0 and decode["cpu_s"] == 0, decode
+parts = decode["outside_s"] + max(decode["experts_s"], decode["link_s"]) + decode["fixed_s"]
+assert abs(parts - decode["step_s"]) < 1e-9, decode
+' || fail 'plan --json does not predict'
+mv "$kept" "$scratch/elsewhere.json"
+plan_says 'not measured'
+plan_says 'measured on cpu' --calibration "$scratch/elsewhere.json"
+sed 's/"version": 1/"version": 2/' "$scratch/elsewhere.json" >"$kept"
+plan_says 'is of another version'
+refuses 2 'another version' plan "$demo" --calibration "$kept"
+sed 's/"link": [0-9.]*/"link": -1/' "$scratch/elsewhere.json" >"$kept"
+refuses 2 'link must be a number above 0' plan "$demo"
+printf 'not JSON' >"$kept"
+refuses 2 'make it anew with lighter calibrate' plan "$demo"
+rm "$kept"
+refuses 2 'cannot be read' plan "$demo" --calibration "$scratch/nowhere.json"
+refuses 2 'is of cpu, but device is cuda' plan "$demo" --calibration "$scratch/elsewhere.json" --set device=cuda
+refuses 2 'CONFIG is required' calibrate
+refuses 2 'nope.yaml' calibrate "$scratch/nope.yaml"
 
 # The same seed gives the same text; another gives another.
 text() { "$lighter" run "$demo" --prompt 'It was' --max-tokens 20 --set generate.seed="$1" 2>/dev/null; }

@@ -17,9 +17,15 @@
 #include <optional>
 #include <string>
 
-#include "bench/sweep.h"
+namespace lighter::offload {
 
-namespace lighter::bench {
+// Ceilings of a machine in GB/s (1e9); absent: not known.
+struct Rates {
+  std::optional<double> device_read;  // device memory, read by the device
+  std::optional<double> link;         // pinned host memory → device
+  std::optional<double> cpu_read;     // host memory, read by the CPU while the link is idle
+  std::optional<double> both;         // CPU and link at the same time, together
+};
 
 // Which way missed bytes go.
 enum class MissWay { link, cpu, both };
@@ -44,4 +50,4 @@ double distinct_experts(int experts, int experts_per_token, int batch);
 std::optional<double> step_bound_s(const StepBytes& bytes, double resident_share, MissWay way,
                                    const Rates& rates, int batch, double context);
 
-}  // namespace lighter::bench
+}  // namespace lighter::offload

@@ -1,11 +1,11 @@
-#include "bench/bound.h"
+#include "offload/bound.h"
 
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <random>
 
-namespace lighter::bench {
+namespace lighter::offload {
 namespace {
 
 constexpr double kGb = 1e9;
@@ -80,4 +80,4 @@ TEST_CASE("keys and values are read by the device, for each sequence") {
 }
 
 }  // namespace
-}  // namespace lighter::bench
+}  // namespace lighter::offload

@@ -1,9 +1,9 @@
-#include "bench/bound.h"
+#include "offload/bound.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace lighter::bench {
+namespace lighter::offload {
 namespace {
 
 constexpr double kGb = 1e9;
@@ -56,4 +56,4 @@ std::optional<double> step_bound_s(const StepBytes& bytes, double resident_share
   return outside + std::max(missed / (*rate * kGb), inside);
 }
 
-}  // namespace lighter::bench
+}  // namespace lighter::offload

@@ -1,0 +1,227 @@
+#include "offload/calibrate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "offload/cpu_rates.h"
+#include "offload/gpu_rates.h"
+
+namespace lighter::offload {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kCopyBytes = uint64_t{128} << 20;
+constexpr uint64_t kReadBytes = uint64_t{1} << 30;  // of device memory
+constexpr int kRounds = 5;
+constexpr double kSecondsEach = 0.5;
+constexpr int64_t kHidden = 5120, kWidth = 256;  // slices like Scout's
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+double best(const std::function<double()>& measure) {
+  double most = 0;
+  for (int i = 0; i < kRounds; ++i) most = std::max(most, measure());
+  return most;
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
+  return text;
+}
+
+class Machinery {
+ public:
+  Machinery(Device& device, int threads)
+      : device_(device),
+        threads_(threads),
+        host_(device.allocate_host(kCalibrationHostBytes, "measuring rates")),
+        arena_(device.allocate(kCopyBytes, "measuring rates")),
+        stream_(device.new_copy_stream()),
+        begin_(device.new_event()),
+        end_(device.new_event()) {
+    fill_with_weights(host_.data(), host_.bytes(), threads);
+  }
+
+  double host_read() {
+    return best([&] { return host_read_rate(host_.data(), host_.bytes(), threads_); });
+  }
+
+  double link() {
+    return best([&] { return timed([&] { return copy_all(); }); });
+  }
+
+  // Plain reading by the CPU while copies run, together.
+  double both() {
+    std::vector<double> passes;
+    const double copied =
+        beside([&] { return copy_all(); }, link(),
+               [&](const auto& go_on) {
+                 while (go_on()) passes.push_back(host_read_rate(cpu_part(), host_.bytes() / 2, threads_));
+                 return 0.0;
+               })
+            .device;
+    return copied + *std::ranges::max_element(passes);
+  }
+
+  double device_read() {
+    GpuReading& gpu = this->gpu();
+    return best([&] { return timed([&] { return gpu.read(*stream_, weights_.data(), weights_.bytes()); }); });
+  }
+
+  double kernel(SliceEncoding encoding) {
+    GpuReading& gpu = this->gpu();
+    return best([&] {
+      return timed([&] { return gpu.decode(*stream_, encoding, weights_.data(), weights_.bytes()); });
+    });
+  }
+
+  double zero_copy(SliceEncoding encoding) {
+    return best([&] { return timed([&] { return zero_copy_all(encoding); }); });
+  }
+
+  double cpu_experts(CpuExperts& cpu, SliceEncoding encoding) {
+    const SliceField field(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
+    const auto begin = Clock::now();
+    return cpu_experts_rate(cpu, field, [&] { return seconds_since(begin) < kSecondsEach; });
+  }
+
+  SharedRate beside_copies(CpuExperts& cpu, SliceEncoding encoding, double link_rate) {
+    return experts_beside(
+        cpu, encoding, [&] { return copy_all(); }, link_rate);
+  }
+
+  SharedRate beside_zero_copy(CpuExperts& cpu, SliceEncoding encoding, double zero_copy_rate) {
+    return experts_beside(
+        cpu, encoding, [&] { return zero_copy_all(encoding); }, zero_copy_rate);
+  }
+
+ private:
+  using Enqueue = std::function<uint64_t()>;  // returns the bytes that will be read
+
+  std::byte* cpu_part() const { return host_.data() + host_.bytes() / 2; }
+
+  GpuReading& gpu() {
+    if (gpu_ == nullptr) {
+      gpu_ = std::make_unique<GpuReading>(device_);
+      weights_ = device_.allocate(kReadBytes, "measuring rates");
+      for (uint64_t at = 0; at < kReadBytes; at += kCalibrationHostBytes) {
+        stream_->copy(weights_.data() + at, host_.data(), std::min(kReadBytes - at, kCalibrationHostBytes));
+      }
+      stream_->synchronize();
+    }
+    return *gpu_;
+  }
+
+  uint64_t copy_all() {
+    for (uint64_t at = 0; at < host_.bytes() / 2; at += kCopyBytes) {
+      stream_->copy(arena_.data(), host_.data() + at, kCopyBytes);
+    }
+    return host_.bytes() / 2;
+  }
+
+  uint64_t zero_copy_all(SliceEncoding encoding) {
+    return gpu().decode(*stream_, encoding, host_.data(), host_.bytes() / 2);
+  }
+
+  double timed(const Enqueue& enqueue) {
+    stream_->record(*begin_);
+    const uint64_t bytes = enqueue();
+    stream_->record(*end_);
+    stream_->synchronize();
+    return static_cast<double>(bytes) / device_.milliseconds_between(*begin_, *end_) * 1e-6;
+  }
+
+  // The stream does enough for kSecondsEach; meanwhile `work` runs for as long as go_on() says, and returns a
+  // rate. expected: GB/s of the stream alone.
+  template <typename Work>
+  SharedRate beside(const Enqueue& enqueue, double expected, const Work& work) {
+    SharedRate rates;
+    uint64_t bytes = 0;
+    stream_->record(*begin_);
+    while (static_cast<double>(bytes) < expected * 1e9 * kSecondsEach) bytes += enqueue();
+    stream_->record(*end_);
+    rates.cpu = work([&] { return !end_->passed(); });
+    stream_->synchronize();
+    rates.device = static_cast<double>(bytes) / device_.milliseconds_between(*begin_, *end_) * 1e-6;
+    return rates;
+  }
+
+  SharedRate experts_beside(CpuExperts& cpu, SliceEncoding encoding, const Enqueue& enqueue,
+                            double expected) {
+    const SliceField field(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
+    return beside(enqueue, expected, [&](const auto& go_on) { return cpu_experts_rate(cpu, field, go_on); });
+  }
+
+  Device& device_;
+  const int threads_;
+  const Buffer host_;
+  const Buffer arena_;
+  Buffer weights_;  // in device memory
+  std::unique_ptr<GpuReading> gpu_;
+  const std::unique_ptr<Stream> stream_;
+  const std::unique_ptr<Event> begin_, end_;
+};
+
+}  // namespace
+
+Rates measure_ceilings(Device& device, int threads, const Rates& given) {
+  Rates rates = given;
+  Machinery machine(device, threads);
+  if (!rates.cpu_read) rates.cpu_read = machine.host_read();
+  if (!rates.link) rates.link = machine.link();
+  if (!rates.both && device.is_cuda()) rates.both = machine.both();
+  if (!rates.device_read) rates.device_read = device.is_cuda() ? machine.device_read() : *rates.cpu_read;
+  return rates;
+}
+
+Calibration calibrate(Device& device, int threads,
+                      const std::function<void(const std::string& what)>& begins) {
+  constexpr SliceEncoding kPacked[] = {SliceEncoding::int8, SliceEncoding::int4};
+  Calibration c = default_calibration(device.is_cuda());
+  c.device = device.name();
+  c.cpu = cpu_name();
+  c.threads = threads;
+  c.date = today();
+  begins("host memory");
+  Machinery machine(device, threads);
+  c.host_read = machine.host_read();
+  begins("copies to the device");
+  c.link = machine.link();
+  begins("the CPU's experts");
+  CpuExpertsOptions options;
+  options.threads = threads;
+  CpuExperts cpu(options);
+  for (const auto encoding : kPacked) c.cpu_experts[encoding] = machine.cpu_experts(cpu, encoding);
+  if (!device.is_cuda()) {
+    c.device_read = c.host_read;
+    for (const auto encoding : kPacked) c.kernels[encoding] = *c.cpu_experts[encoding];
+    return c;
+  }
+  c.both_read = machine.both();
+  begins("device memory and kernels");
+  c.device_read = machine.device_read();
+  for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {
+    c.kernels[encoding] = machine.kernel(encoding);
+  }
+  begins("kernels that read host memory");
+  c.zero_copy = machine.zero_copy(SliceEncoding::int8);
+  begins("both ways at once");
+  for (const auto encoding : kPacked) {
+    c.beside_copies[encoding] = machine.beside_copies(cpu, encoding, c.link);
+    c.beside_zero_copy[encoding] = machine.beside_zero_copy(cpu, encoding, *c.zero_copy);
+  }
+  return c;
+}
+
+}  // namespace lighter::offload
