@@ -303,6 +303,7 @@ Json measured_point(const Point& point, const Measured& measured, const Rates& r
   json["facts"] = facts_json(measured.facts);
   json["load_s"] = measured.load_s;
   json["load_kept"] = measured.load_kept;
+  json["store_kept"] = measured.store_kept;
   json["prefill_tokens_per_s"] =
       summary_json(summarize(each(samples, [&](const auto& s) { return prefill_rate(s, w); })));
   json["decode_tokens_per_s"] = decode_summary;
@@ -338,7 +339,7 @@ Json failed_point(const Point& point, const std::string& kind, const std::string
   json["status"] = "failed";
   json["error"] = {{"kind", kind}, {"message", message}};
   for (const char* name :
-       {"facts", "load_s", "load_kept", "prefill_tokens_per_s", "decode_tokens_per_s",
+       {"facts", "load_s", "load_kept", "store_kept", "prefill_tokens_per_s", "decode_tokens_per_s",
         "time_to_first_token_s", "inter_token_ms", "prefill", "decode", "memory", "predicted_tokens_per_s",
         "measured_of_predicted", "bound", "penalty", "prefill_penalty"}) {
     json[name] = nullptr;

@@ -128,7 +128,8 @@ class Runner {
     measured.load_s = load.load_s;
     measured.load_kept = load.kept;
     measured.in_use_before_bytes = load.in_use_before_bytes;
-    measured.facts = load.point->facts();
+    measured.store_kept = load.store_kept;
+    measured.facts = load.point->facts(point.workload);
     for (int i = 0; i < sweep_.warmup; ++i) load.point->run(point.workload);
     for (int i = 0; i < sweep_.repeats; ++i) measured.samples.push_back(load.point->run(point.workload));
     measured.memory = load.point->memory();

@@ -179,7 +179,7 @@ auto translated(Work work) {
 
 class SessionWorkbench::Loaded : public LoadedPoint {
  public:
-  Loaded(const Point& point, const SessionWorkbench& bench)
+  Loaded(const Point& point, SessionWorkbench& bench)
       : config_path_(point.config),
         overrides_(point.overrides),
         inputs_(bench.sweep_.inputs),
@@ -201,7 +201,9 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     models::RoutingSchedule schedule;
     if (!inputs_.trace.empty() && model_.spec.moe_layers() > 0)
       schedule = trace_schedule(inputs_.trace, model_.spec);
-    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule));
+    auto kept = bench.experts_.store_for(point, config_, model_);
+    store_kept_ = kept && kept->filled();
+    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule), std::move(kept));
     facts_ = facts_of(config_, model_, session_->device().name(), inputs_);
     requests_ = std::make_unique<Requests>(
         session_->decoder(), model_.prefill_chunk, [this] { return session_->counters(); }, bench.nvml_.get(),
@@ -210,7 +212,13 @@ class SessionWorkbench::Loaded : public LoadedPoint {
 
   bool is(const Point& point) const { return config_path_ == point.config && overrides_ == point.overrides; }
 
-  const PointFacts& facts() const override { return facts_; }
+  bool store_kept() const { return store_kept_; }
+
+  PointFacts facts(const Workload& workload) const override {
+    PointFacts facts = facts_;
+    if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
+    return facts;
+  }
 
   RequestSample run(const Workload& workload) override {
     return translated([&] { return requests_->run(prompts(workload), workload.generated_tokens); });
@@ -269,13 +277,14 @@ class SessionWorkbench::Loaded : public LoadedPoint {
   cli::ModelText text_;
   std::vector<int64_t> prompt_ids_;  // of the prompt file
   PointFacts facts_;
+  bool store_kept_ = false;
   std::unique_ptr<cli::Session> session_;
   std::unique_ptr<Requests> requests_;
 };
 
 SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& interrupted,
                                    Progress progress)
-    : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)) {
+    : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)), experts_(sweep) {
   const Point& first = sweep.points.front();
   const Config config = load_config(first.config, first.overrides);
   if (config.device.kind != DeviceConfig::Kind::cuda) return;
@@ -286,14 +295,21 @@ SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& 
 SessionWorkbench::~SessionWorkbench() = default;
 
 Workbench::Load SessionWorkbench::load(const Point& point) {
-  if (loaded_ != nullptr && loaded_->is(point)) return {loaded_.get(), load_s_, true, std::nullopt};
+  if (loaded_ != nullptr && loaded_->is(point)) {
+    return {loaded_.get(), load_s_, true, loaded_->store_kept(), std::nullopt};
+  }
   unload();
   const auto in_use = in_use_bytes();
   forget_process_peak();
   const auto begin = Clock::now();
-  loaded_ = translated([&] { return std::make_unique<Loaded>(point, *this); });
+  try {
+    loaded_ = translated([&] { return std::make_unique<Loaded>(point, *this); });
+  } catch (...) {
+    experts_.drop_unfilled();
+    throw;
+  }
   load_s_ = std::chrono::duration<double>(Clock::now() - begin).count();
-  return {loaded_.get(), load_s_, false, in_use};
+  return {loaded_.get(), load_s_, false, loaded_->store_kept(), in_use};
 }
 
 void SessionWorkbench::unload() {
@@ -302,7 +318,7 @@ void SessionWorkbench::unload() {
 
 // A device of our own, with budgets of nothing, can ask the driver too.
 std::optional<uint64_t> SessionWorkbench::in_use_bytes() {
-  if (cuda_index_ < 0) return resident_set_bytes();
+  if (cuda_index_ < 0) return resident_set_bytes() - experts_.bytes();
   return make_cuda_device(cuda_index_, 0, 0)->driver_used_bytes();
 }
 

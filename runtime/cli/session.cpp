@@ -38,7 +38,8 @@ models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models
 // Loads the routed experts behind the executor that the plan asks for.
 std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
                                               const Config& config, const models::TensorSource& source,
-                                              const Progress& progress) {
+                                              const Progress& progress,
+                                              std::shared_ptr<offload::ExpertStore> kept) {
   const models::ModelSpec& spec = model.spec;
   const SliceShape shape{spec.hidden, model.slice_width};
   auto format = config.model.experts == SliceEncoding::dense
@@ -48,12 +49,12 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
                         static_cast<int>(spec.expert_ffn / model.slice_width), format->slice_bytes()};
   if (model.plan.all_resident) {
     auto resident = std::make_unique<ResidentExperts>(device, grid, std::move(format));
-    resident->load(source, progress);
+    resident->load(kept && kept->filled() ? static_cast<const SliceSource&>(*kept) : source, progress);
     return resident;
   }
   const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
-  auto pager =
-      std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth);
+  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth,
+                                                      std::move(kept));
   pager->load(source, progress);
   return pager;
 }
@@ -72,7 +73,7 @@ struct Session::Threads {
 };
 
 Session::Session(const Config& config, const PreparedModel& model, const Progress& progress,
-                 models::RoutingSchedule schedule)
+                 models::RoutingSchedule schedule, std::shared_ptr<offload::ExpertStore> kept)
     : spec_(model.spec) {
   if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
   // What is cheap to find wrong comes first.
@@ -95,7 +96,7 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   weights_ = std::make_unique<models::LoadedWeights>(*device_, spec_, *source_, model.formats, progress);
   kv_ = std::make_unique<KvCache>(*device_, model.kv);
   if (spec_.moe_layers() > 0) {
-    executor_ = make_executor(*device_, model, config, *source_, progress);
+    executor_ = make_executor(*device_, model, config, *source_, progress, std::move(kept));
     executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
     if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
   }

@@ -9,6 +9,7 @@
 #include "models/decoder.h"
 #include "models/routing_schedule.h"
 #include "models/tensor_source.h"
+#include "offload/expert_store.h"
 #include "runtime/cli/prepared_model.h"
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_executor.h"
@@ -20,9 +21,10 @@ namespace lighter::cli {
 class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.
-  // schedule: who chooses the experts; empty: what the configuration says.
+  // schedule: who chooses the experts; empty: what the configuration says. kept: a store of this model's experts,
+  // with a home for every slice, that outlives the session; it is filled if it is not yet.
   Session(const Config& config, const PreparedModel& model, const Progress& progress,
-          models::RoutingSchedule schedule = {});
+          models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr);
   ~Session();
 
   models::Decoder& decoder() { return *decoder_; }
