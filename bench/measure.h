@@ -78,17 +78,19 @@ struct TimelineEvent {
 struct Timeline {
   std::string source;  // what recorded it
   std::vector<TimelineEvent> events;
+  std::optional<std::string> note;  // why it is empty or lacks something
 };
 
 class LoadedPoint {
  public:
   virtual ~LoadedPoint() = default;
   virtual PointFacts facts(const Workload& workload) const = 0;
-  // Throws Interrupted after Ctrl-C, ConfigError for a workload that the loaded model cannot take.
-  virtual RequestSample run(const Workload& workload) = 0;
+  // request: its number; each has prompts and routing of its own, the same for every point. Throws Interrupted
+  // after Ctrl-C, ConfigError for a workload that the loaded model cannot take.
+  virtual RequestSample run(const Workload& workload, int request) = 0;
   virtual MemoryPeaks memory() const = 0;
-  // One more decode step after a run(), recorded and not timed. Nothing where nothing can record.
-  virtual std::optional<Timeline> record_step() = 0;
+  // One more decode step after a run(), recorded and not timed.
+  virtual Timeline record_step() = 0;
 };
 
 struct MachineFacts {

@@ -42,8 +42,10 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
   return sample;
 }
 
-void Requests::one_more_step() {
-  if (position_ < model_.context()) decode_step();
+bool Requests::one_more_step() {
+  if (position_ >= model_.context()) return false;
+  decode_step();
+  return true;
 }
 
 int64_t Requests::prefill(int sequence, const std::vector<int64_t>& prompt) {

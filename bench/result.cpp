@@ -331,7 +331,7 @@ Json timeline_json(const Timeline& timeline) {
                       {"begin_us", rounded(event.begin_us, 0.01)},
                       {"end_us", rounded(event.end_us, 0.01)}});
   }
-  return {{"source", timeline.source}, {"events", events}};
+  return {{"source", timeline.source}, {"note", or_null(timeline.note)}, {"events", events}};
 }
 
 Json failed_point(const Point& point, const std::string& kind, const std::string& message) {

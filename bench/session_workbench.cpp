@@ -72,8 +72,10 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
                       std::to_string(spec.experts_per_token) + " of " + std::to_string(spec.experts));
   }
   const int layers = static_cast<int>(header.layers.size());
+  constexpr int64_t kApart = 7919;  // tokens between the places where a batch's sequences begin
   return [trace, layers](int moe_layer, int64_t position, int64_t* experts) {
-    const auto token = static_cast<size_t>(position) % trace->tokens();
+    const int64_t sequence = position / models::kSequenceStride;
+    const auto token = static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
     std::ranges::copy(trace->experts(token, moe_layer % layers), experts);
   };
 }
@@ -199,8 +201,16 @@ class SessionWorkbench::Loaded : public LoadedPoint {
       prompt_ids_ = text_.tokenizer->encode(read_text(inputs_.prompt_file), true);
     }
     models::RoutingSchedule schedule;
-    if (!inputs_.trace.empty() && model_.spec.moe_layers() > 0)
-      schedule = trace_schedule(inputs_.trace, model_.spec);
+    if (model_.spec.moe_layers() > 0) {
+      schedule = inputs_.trace.empty() ? cli::make_schedule(config_.offload.routing, model_.spec)
+                                       : trace_schedule(inputs_.trace, model_.spec);
+    }
+    if (schedule) {
+      // Each request goes on where the one before has ended, so that no cache has seen its routing before.
+      schedule = [this, chosen = std::move(schedule)](int layer, int64_t position, int64_t* experts) {
+        chosen(layer, first_position_ + position, experts);
+      };
+    }
     auto kept = bench.experts_.store_for(point, config_, model_);
     store_kept_ = kept && kept->filled();
     session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule), std::move(kept));
@@ -220,8 +230,9 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     return facts;
   }
 
-  RequestSample run(const Workload& workload) override {
-    return translated([&] { return requests_->run(prompts(workload), workload.generated_tokens); });
+  RequestSample run(const Workload& workload, int request) override {
+    first_position_ = request * (workload.prompt_tokens + workload.generated_tokens);
+    return translated([&] { return requests_->run(prompts(workload, request), workload.generated_tokens); });
   }
 
   MemoryPeaks memory() const override {
@@ -235,36 +246,37 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     return peaks;
   }
 
-  std::optional<Timeline> record_step() override {
-    return translated(
-        [&] { return record_timeline([&] { requests_->one_more_step(); }, session_->device().is_cuda()); });
+  Timeline record_step() override {
+    const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident;
+    return translated([&] {
+      return record_timeline([&] { return requests_->one_more_step(); }, session_->device().is_cuda(),
+                             reads_host_memory ? models::kZeroCopyBlocks : 0);
+    });
   }
 
  private:
-  // Sequence i takes the tokens from i · prompt_tokens on, so that no two are the same.
-  std::vector<std::vector<int64_t>> prompts(const Workload& w) const {
-    if (w.batch > model_.kv.sequences) {
-      throw ConfigError("a batch of " + std::to_string(w.batch) + ", but the model is loaded for " +
-                        std::to_string(model_.kv.sequences) + " sequences at once");
-    }
-    if (w.prompt_tokens + w.generated_tokens > config_.memory.context) {
-      throw ConfigError(std::to_string(w.prompt_tokens) + " + " + std::to_string(w.generated_tokens) +
-                        " tokens, but memory.context is " + std::to_string(config_.memory.context) +
-                        "; raise it");
-    }
-    const int64_t wanted = w.prompt_tokens * w.batch;
-    std::vector<int64_t> ids = prompt_ids_;
-    if (inputs_.prompt_file.empty()) {
-      std::mt19937_64 engine(inputs_.prompt_seed);
-      const auto vocab = static_cast<uint64_t>(model_.spec.vocab);
-      for (int64_t i = 0; i < wanted; ++i) ids.push_back(static_cast<int64_t>(engine() % vocab));
-    } else if (static_cast<int64_t>(ids.size()) < wanted) {
-      throw ConfigError(inputs_.prompt_file.string() + " has " + std::to_string(ids.size()) +
-                        " tokens, but " + std::to_string(wanted) + " are asked for; take a longer text");
-    }
+  // No two sequences of a batch are the same, and each request has others, as long as the text lasts.
+  std::vector<std::vector<int64_t>> prompts(const Workload& w, int request) const {
+    const int64_t first = static_cast<int64_t>(request) * w.batch;
     std::vector<std::vector<int64_t>> all;
-    for (auto at = ids.begin(); static_cast<int>(all.size()) < w.batch; at += w.prompt_tokens) {
-      all.emplace_back(at, at + w.prompt_tokens);
+    if (inputs_.prompt_file.empty()) {
+      const auto vocab = static_cast<uint64_t>(model_.spec.vocab);
+      for (int64_t i = first; i < first + w.batch; ++i) {
+        std::mt19937_64 engine(inputs_.prompt_seed + static_cast<uint64_t>(i));
+        all.emplace_back();
+        for (int64_t t = 0; t < w.prompt_tokens; ++t) all.back().push_back(static_cast<int64_t>(engine() % vocab));
+      }
+      return all;
+    }
+    const int64_t pieces = static_cast<int64_t>(prompt_ids_.size()) / w.prompt_tokens;
+    if (pieces < w.batch) {
+      throw ConfigError(inputs_.prompt_file.string() + " has " + std::to_string(prompt_ids_.size()) +
+                        " tokens, but " + std::to_string(w.prompt_tokens * w.batch) +
+                        " are asked for; take a longer text");
+    }
+    for (int64_t i = first; i < first + w.batch; ++i) {
+      const auto begin = prompt_ids_.begin() + i % pieces * w.prompt_tokens;
+      all.emplace_back(begin, begin + w.prompt_tokens);
     }
     return all;
   }
@@ -277,6 +289,7 @@ class SessionWorkbench::Loaded : public LoadedPoint {
   cli::ModelText text_;
   std::vector<int64_t> prompt_ids_;  // of the prompt file
   PointFacts facts_;
+  int64_t first_position_ = 0;  // of the request, in the schedule
   bool store_kept_ = false;
   std::unique_ptr<cli::Session> session_;
   std::unique_ptr<Requests> requests_;

@@ -17,8 +17,6 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr int kSequence = 0;
-// Blocks that read host memory: enough for PCIe, and few enough to leave the GPU to the resident slices.
-constexpr int kZeroCopyBlocks = 64;
 constexpr unsigned kWhole = 65536;  // as a share
 
 void check(cudaError_t error, const char* what) {

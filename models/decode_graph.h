@@ -32,6 +32,10 @@ struct DecodeGraphShape {
   bool all_resident = true;
 };
 
+// Blocks of the kernels that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
+// the resident slices.
+inline constexpr int kZeroCopyBlocks = 64;
+
 class DecodeGraph {
  public:
   virtual ~DecodeGraph() = default;

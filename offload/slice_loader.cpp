@@ -40,7 +40,7 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
       slot_of[grid_.index(slice)] = cache_.place(slice, initial_.pinned[grid_.index(slice)]);
     }
   }
-  const int homeless = kept_bytes_ > 0 ? 0 : initial_.most_homeless_of_an_expert;
+  const int homeless = own_store_ ? initial_.most_homeless_of_an_expert : 0;
   std::vector<Worker> workers(loaders(grid_, options_, homeless));
   tbb::task_arena arena(static_cast<int>(workers.size()));
   std::mutex progress_mutex;

@@ -71,6 +71,7 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
       options_(options),
       initial_(initial_residency(grid, options)),
       store_(kept ? kept : std::make_shared<ExpertStore>(device, grid, initial_.has_home)),
+      own_store_(!kept),
       kept_bytes_(kept ? ExpertStore(device, grid, initial_.has_home).bytes() : 0),
       slots_memory_([&] {
         size_t slots = options.spare_slots;

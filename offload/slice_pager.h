@@ -101,6 +101,7 @@ class SlicePager {
   const PagerOptions options_;
   const InitialResidency initial_;
   const std::shared_ptr<ExpertStore> store_;
+  const bool own_store_;
   const uint64_t kept_bytes_;  // entered in the host budget for a store that is not its own
   Buffer slots_memory_;
 

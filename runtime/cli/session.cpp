@@ -22,19 +22,6 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
-models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec) {
-  switch (routing.schedule) {
-    case RoutingConfig::Schedule::router:
-      return {};
-    case RoutingConfig::Schedule::uniform:
-      return models::uniform_schedule(spec.experts, spec.experts_per_token, routing.seed);
-    case RoutingConfig::Schedule::zipf:
-      return models::zipf_schedule(spec.experts, spec.experts_per_token, spec.moe_layers(), routing.zipf_s,
-                                   routing.seed);
-  }
-  return {};
-}
-
 // Loads the routed experts behind the executor that the plan asks for.
 std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
                                               const Config& config, const models::TensorSource& source,
@@ -66,6 +53,19 @@ std::string joined(const std::vector<std::string>& problems) {
 }
 
 }  // namespace
+
+models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec) {
+  switch (routing.schedule) {
+    case RoutingConfig::Schedule::router:
+      return {};
+    case RoutingConfig::Schedule::uniform:
+      return models::uniform_schedule(spec.experts, spec.experts_per_token, routing.seed);
+    case RoutingConfig::Schedule::zipf:
+      return models::zipf_schedule(spec.experts, spec.experts_per_token, spec.moe_layers(), routing.zipf_s,
+                                   routing.seed);
+  }
+  return {};
+}
 
 struct Session::Threads {
   explicit Threads(int count) : limit(tbb::global_control::max_allowed_parallelism, count) {}

@@ -18,6 +18,9 @@
 
 namespace lighter::cli {
 
+// Who chooses the experts as configured; empty: the router.
+models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec);
+
 class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.

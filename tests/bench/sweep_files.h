@@ -102,7 +102,7 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
 
  private:
   bench::PointFacts facts(const bench::Workload&) const override { return facts_; }
-  bench::RequestSample run(const bench::Workload& workload) override {
+  bench::RequestSample run(const bench::Workload& workload, int) override {
     on_run(point_);
     ++runs;
     bench::RequestSample sample;
@@ -116,9 +116,9 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
     return sample;
   }
   bench::MemoryPeaks memory() const override { return {1000, std::nullopt, 2000, 3000}; }
-  std::optional<bench::Timeline> record_step() override {
+  bench::Timeline record_step() override {
     on_record(point_);
-    return bench::Timeline{"imagination", {{"CPU", "thinking", 0, 1}}};
+    return {"imagination", {{"CPU", "thinking", 0, 1}}, std::nullopt};
   }
 
   std::mt19937 engine_{std::random_device{}()};
