@@ -136,9 +136,7 @@ class Reader {
     sweep_.baseline = map.at("baseline").value.get<std::string>();
     const ModelEntry& baseline = model(sweep_.baseline, map.at("baseline").where);
     const MapEntry& blocks = map.at("points");
-    if (!blocks.node.IsSequence() || blocks.node.size() == 0) {
-      fail_at(blocks.where, "'points' must be a list of maps, but is " + describe_value(blocks.node));
-    }
+    check_list("points", blocks);
     for (size_t i = 0; i < blocks.node.size(); ++i)
       read_block("points[" + std::to_string(i) + "]", blocks.node[i]);
     arrange(baseline, map.at("baseline").where);
@@ -183,10 +181,14 @@ class Reader {
     take("both_gb_per_s", sweep_.rates.both);
   }
 
+  static void check_list(const std::string& name, const MapEntry& list) {
+    if (list.node.IsSequence() && list.node.size() > 0) return;
+    const std::string found = list.node.IsSequence() ? "an empty list" : describe_value(list.node);
+    fail_at(list.where, "'" + name + "' must be a list of maps, but is " + found);
+  }
+
   void read_models(const MapEntry& list) {
-    if (!list.node.IsSequence() || list.node.size() == 0) {
-      fail_at(list.where, "'models' must be a list of maps, but is " + describe_value(list.node));
-    }
+    check_list("models", list);
     for (size_t i = 0; i < list.node.size(); ++i) {
       const YamlMap map(source_, "models[" + std::to_string(i) + "]", list.node[i], model_keys());
       const MapEntry& name = map.at("name");
@@ -211,7 +213,7 @@ class Reader {
   void read_block(const std::string& path, const YAML::Node& node) {
     const YamlMap map(source_, path, node, block_keys());
     const json set = map.get("set", json::array());
-    for (const json& name : map.at("models").value) {
+    for (const json& name : values_of(map, "models", {})) {
       const ModelEntry& entry = model(name.get<std::string>(), map.at("models").where);
       Point point;
       point.model = entry.name;
@@ -239,12 +241,13 @@ class Reader {
     }
   }
 
+  // The batch varies least often: another one is another load.
   void add_workloads(const YamlMap& map, const Point& point) {
     const Workload usual;
-    for (const json& prompt : values_of(map, "prompt_tokens", json::array({usual.prompt_tokens}))) {
-      for (const json& generated :
-           values_of(map, "generated_tokens", json::array({usual.generated_tokens}))) {
-        for (const json& batch : values_of(map, "batch", json::array({usual.batch}))) {
+    for (const json& batch : values_of(map, "batch", json::array({usual.batch}))) {
+      for (const json& prompt : values_of(map, "prompt_tokens", json::array({usual.prompt_tokens}))) {
+        for (const json& generated :
+             values_of(map, "generated_tokens", json::array({usual.generated_tokens}))) {
           add(map, point, {prompt.get<int64_t>(), generated.get<int64_t>(), batch.get<int>()});
         }
       }
@@ -300,6 +303,7 @@ class Reader {
   }
 
   void arrange(const ModelEntry& baseline, const std::string& where) {
+    std::ranges::stable_sort(workloads_, {}, &Workload::batch);
     Point point;
     point.model = baseline.name;
     point.config = baseline.config;

@@ -100,6 +100,9 @@ TEST_CASE("mistakes in a sweep are found with their place, before anything runs"
         "sweep.yaml:7:14: no model is called 'huge'; there are: small, large");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], resident: []}\n") ==
         "sweep.yaml:7:33: 'resident' is an empty list");
+  CHECK(sweep_error(kSweepHead + "points: [{models: []}]\n") == "sweep.yaml:6:19: 'models' is an empty list");
+  CHECK(sweep_error(kSweepHead + "points: []\n") ==
+        "sweep.yaml:6:9: 'points' must be a list of maps, but is an empty list");
   CHECK(sweep_error(kSweepHead + "points: 3\n") ==
         "sweep.yaml:6:9: 'points' must be a list of maps, but is 3");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large]}\nname: y\n") ==
