@@ -70,7 +70,7 @@ struct RoutingConfig {
 
 struct OffloadConfig {
   enum class Policy { static_, lru, lfu };
-  enum class Miss { automatic, fetch, zero_copy };
+  enum class Miss { automatic, fetch, zero_copy, cpu, split };
   Resident resident;
   Policy policy = Policy::lru;
   Miss miss = Miss::automatic;
@@ -79,6 +79,9 @@ struct OffloadConfig {
   int64_t slice_width = 0;  // FFN columns in a slice; 0 = auto
   RoutingConfig routing;
 };
+
+// As in YAML.
+const char* miss_name(OffloadConfig::Miss miss);
 
 struct CpuConfig {
   int threads = 0;  // 0 = auto
