@@ -39,6 +39,7 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
     sample.step_s.push_back(seconds_since(step));
   }
   sample.decode = meter_.end(counters_());
+  model_.rest();
   return sample;
 }
 

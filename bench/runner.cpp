@@ -141,16 +141,19 @@ class Runner {
     return measured;
   }
 
-  // Of the points of a model, the one that is nearest to half resident, unless an earlier run has recorded one. The
-  // baseline comes last: a profiler may serve only once in a process.
+  // Of the points of a model, the one that is nearest to half resident, unless an earlier run has recorded
+  // one. The baseline comes last: a profiler may serve only once in a process.
   void record_steps() {
-    std::map<std::pair<bool, std::string>, std::vector<size_t>> by_model;  // places in the sweep and in the results
+    std::map<std::pair<bool, std::string>, std::vector<size_t>>
+        by_model;  // places in the sweep and in the results
     std::set<std::string> recorded;
     const Json& points = outcome_.results["points"];
     for (size_t i = 0; i < points.size(); ++i) {
       const Point& point = sweep_.points[i];
-      if (!points[i]["timeline"].is_null() && !points[i]["timeline"]["events"].empty()) recorded.insert(point.model);
-      if (points[i]["status"] != "measured" || point.round == Round::middle || point.round == Round::last) continue;
+      if (!points[i]["timeline"].is_null() && !points[i]["timeline"]["events"].empty())
+        recorded.insert(point.model);
+      if (points[i]["status"] != "measured" || point.round == Round::middle || point.round == Round::last)
+        continue;
       by_model[{point.model == sweep_.baseline, point.model}].push_back(i);
     }
     for (const auto& [model, places] : by_model) {

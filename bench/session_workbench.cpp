@@ -70,7 +70,8 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
   constexpr int64_t kApart = 7919;  // tokens between the places where a batch's sequences begin
   return [trace, layers](int moe_layer, int64_t position, int64_t* experts) {
     const int64_t sequence = position / models::kSequenceStride;
-    const auto token = static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
+    const auto token =
+        static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
     std::ranges::copy(trace->experts(token, moe_layer % layers), experts);
   };
 }
@@ -208,7 +209,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     }
     auto kept = bench.experts_.store_for(point, config_, model_);
     store_kept_ = kept && kept->filled();
-    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule), std::move(kept));
+    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule),
+                                              std::move(kept));
     facts_ = facts_of(config_, model_, session_->device().name(), inputs_);
     requests_ = std::make_unique<Requests>(
         session_->decoder(), model_.prefill_chunk, [this] { return session_->counters(); }, bench.nvml_.get(),
@@ -245,7 +247,11 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident;
     return translated([&] {
       return record_timeline([&] { return requests_->one_more_step(); }, session_->device().is_cuda(),
-                             reads_host_memory ? models::kZeroCopyBlocks : 0);
+                             reads_host_memory ? models::kZeroCopyBlocks : 0,
+                             [this] {
+                               session_->decoder().rest();
+                               return session_->latest_cpu_spans();
+                             });
     });
   }
 
@@ -259,7 +265,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
       for (int64_t i = first; i < first + w.batch; ++i) {
         std::mt19937_64 engine(inputs_.prompt_seed + static_cast<uint64_t>(i));
         all.emplace_back();
-        for (int64_t t = 0; t < w.prompt_tokens; ++t) all.back().push_back(static_cast<int64_t>(engine() % vocab));
+        for (int64_t t = 0; t < w.prompt_tokens; ++t)
+          all.back().push_back(static_cast<int64_t>(engine() % vocab));
       }
       return all;
     }

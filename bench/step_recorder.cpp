@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -35,10 +36,23 @@ int64_t blocks_of(const profiler::KinetoEvent& event) {
   return grid.is_array() && !grid.empty() && grid[0].is_number() ? grid[0].get<int64_t>() : 0;
 }
 
-TimelineEvent timeline_event(const profiler::KinetoEvent& event, uint64_t zero_ns, int64_t host_reading_blocks) {
-  // The GPU's clock may be some microseconds behind.
-  const auto us = [&](uint64_t ns) { return static_cast<double>(ns - std::min(ns, zero_ns)) / 1e3; };
-  TimelineEvent made{"CPU", event.name(), us(event.startNs()), us(event.endNs())};
+// The GPU's clock may be some microseconds behind.
+double us_since(uint64_t zero_ns, uint64_t ns) {
+  return static_cast<double>(ns - std::min(ns, zero_ns)) / 1e3;
+}
+
+// The profiler's times are unix times; what has to be added to steady ones.
+int64_t unix_minus_steady_ns() {
+  using namespace std::chrono;
+  const auto unix_now = system_clock::now().time_since_epoch();
+  const auto steady_now = steady_clock::now().time_since_epoch();
+  return duration_cast<nanoseconds>(unix_now).count() - duration_cast<nanoseconds>(steady_now).count();
+}
+
+TimelineEvent timeline_event(const profiler::KinetoEvent& event, uint64_t zero_ns,
+                             int64_t host_reading_blocks) {
+  TimelineEvent made{"CPU", event.name(), us_since(zero_ns, event.startNs()),
+                     us_since(zero_ns, event.endNs())};
   if (event.deviceType() != c10::DeviceType::CPU) {
     const bool copies = made.name.starts_with("Memcpy") && made.name.find("DtoD") == made.name.npos;
     made.lane = copies ? "PCIe" : "GPU";
@@ -95,7 +109,8 @@ std::unique_ptr<profiler::ProfilerResult> profile(const std::function<bool()>& s
 
 }  // namespace
 
-Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks) {
+Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks,
+                         const std::function<std::vector<MissSpan>()>& cpu_spans) {
   Timeline timeline{"libtorch's profiler", {}, {}};
   const auto result = profile(step, cuda);
   if (result == nullptr) {
@@ -118,8 +133,17 @@ Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t h
       events.push_back(timeline_event(event, whole->startNs(), host_reading_blocks));
     }
   }
+  const int64_t to_unix = unix_minus_steady_ns();
+  for (const MissSpan& span : cpu_spans()) {
+    const auto begin = static_cast<uint64_t>(span.begin_ns + to_unix),
+               end = static_cast<uint64_t>(span.end_ns + to_unix);
+    if (end < whole->startNs() || begin > whole->endNs()) continue;
+    events.push_back({"CPU", "experts of MoE layer " + std::to_string(span.layer),
+                      us_since(whole->startNs(), begin), us_since(whole->startNs(), end)});
+  }
   timeline.events = outermost(std::move(events));
-  const bool any_gpu = std::ranges::any_of(timeline.events, [](const auto& event) { return event.lane != "CPU"; });
+  const bool any_gpu =
+      std::ranges::any_of(timeline.events, [](const auto& event) { return event.lane != "CPU"; });
   if (cuda && !any_gpu) {
     timeline.note =
         "the profiler recorded nothing of the GPU: another profiler may be attached, or the driver lets only "

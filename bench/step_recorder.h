@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "bench/measure.h"
+#include "runtime/moe/miss_workers.h"
 
 namespace lighter::bench {
 
@@ -13,7 +14,10 @@ namespace lighter::bench {
 // the grid of kernels that read experts from host memory; 0: there are none. Lanes: "CPU" (operations,
 // without those inside them, and calls of the CUDA runtime, but not those that only wait), "GPU" (kernels)
 // and "PCIe" (copies between host and device, and kernels that read host memory). The note says what is
-// missing, and why. Throws what a step throws.
-Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks);
+// missing, and why.
+// cpu_spans: asked for after the steps; what lies within the second becomes events of the lane "CPU", which
+// in a CUDA graph has nothing else. Throws what a step throws.
+Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks,
+                         const std::function<std::vector<MissSpan>()>& cpu_spans);
 
 }  // namespace lighter::bench

@@ -236,7 +236,8 @@ class Reader {
     for (const json& value : values_of(map, here.name, {})) {
       Point next = point;
       next.settings[here.name] = value;
-      for (std::string& text : axis_overrides(here, as_text(value))) next.overrides.push_back(std::move(text));
+      for (std::string& text : axis_overrides(here, as_text(value)))
+        next.overrides.push_back(std::move(text));
       combine(map, axis + 1, next, finished);
     }
   }
@@ -276,12 +277,14 @@ class Reader {
 
   Point with_workload(Point point, const Workload& workload, const std::string& where) const {
     point.workload = workload;
-    if (workload.batch > 1) point.overrides.push_back(std::string(kSequences) + "=" + std::to_string(workload.batch));
+    if (workload.batch > 1)
+      point.overrides.push_back(std::string(kSequences) + "=" + std::to_string(workload.batch));
     const int64_t context = checked_config(point, where).memory.context;
     if (workload.prompt_tokens + workload.generated_tokens > context) {
-      fail_at(where, std::to_string(workload.prompt_tokens) + " + " + std::to_string(workload.generated_tokens) +
-                         " tokens are more than the model '" + point.model + "' has room for: its memory.context is " +
-                         std::to_string(context) + "; raise it, or ask for fewer");
+      fail_at(where, std::to_string(workload.prompt_tokens) + " + " +
+                         std::to_string(workload.generated_tokens) + " tokens are more than the model '" +
+                         point.model + "' has room for: its memory.context is " + std::to_string(context) +
+                         "; raise it, or ask for fewer");
     }
     name_it(point);
     return point;

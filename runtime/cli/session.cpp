@@ -130,6 +130,10 @@ ExpertCounters Session::counters() const {
   return counters;
 }
 
+std::vector<MissSpan> Session::latest_cpu_spans() const {
+  return workers_ ? workers_->latest_spans() : std::vector<MissSpan>();
+}
+
 Session::~Session() = default;
 
 uint64_t Session::device_peak_bytes() const {

@@ -33,6 +33,8 @@ class Session {
   models::Decoder& decoder() { return *decoder_; }
   Device& device() { return *device_; }
   ExpertCounters counters() const;
+  // What the CPU's workers did last, if there are any. After Model::rest().
+  std::vector<MissSpan> latest_cpu_spans() const;
 
   // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the
   // driver says is in use; nothing is given back before the session ends, so that is the peak.

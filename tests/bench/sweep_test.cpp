@@ -114,7 +114,8 @@ TEST_CASE("mistakes in a sweep are found with their place, before anything runs"
 TEST_CASE("a configuration that cannot be is named with its model before anything runs") {
   const std::string error =
       sweep_error(kSweepHead + "points:\n  - {models: [large], set: [model.layers=3], resident: 1}\n");
-  CHECK(error.starts_with("sweep.yaml:7:5: the model 'large' cannot be configured so: --set model.layers=3: "));
+  CHECK(
+      error.starts_with("sweep.yaml:7:5: the model 'large' cannot be configured so: --set model.layers=3: "));
 }
 
 TEST_CASE("an axis takes the values that the configuration knows, auto among them") {
@@ -126,7 +127,8 @@ TEST_CASE("an axis takes the values that the configuration knows, auto among the
           sweep_of(folder, kSweepHead + "points:\n  - {models: [large], " + axis + ": " + word + "}\n");
       CHECK(sweep.points[2].overrides == std::vector<std::string>{std::string(key) + "=" + word});
     }
-    const std::string error = sweep_error(kSweepHead + "points:\n  - {models: [large], " + axis + ": [int7]}\n");
+    const std::string error =
+        sweep_error(kSweepHead + "points:\n  - {models: [large], " + axis + ": [int7]}\n");
     CHECK_MESSAGE(error.starts_with("sweep.yaml:7:"), error);
     CHECK_MESSAGE(error.find("'points[0]." + axis + "[0]' must be") != error.npos, error);
   }
@@ -146,7 +148,8 @@ TEST_CASE("a batch loads the model for as many sequences, the baseline too") {
 
 TEST_CASE("more tokens than the context holds are refused, whichever model lacks the room") {
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], prompt_tokens: [8, 9000]}\n") ==
-        "sweep.yaml:7:38: 9000 + 32 tokens are more than the model 'large' has room for: its memory.context is 8192; "
+        "sweep.yaml:7:38: 9000 + 32 tokens are more than the model 'large' has room for: its memory.context "
+        "is 8192; "
         "raise it, or ask for fewer");
   CHECK(sweep_error(kSweepHead +
                     "points:\n  - {models: [large], prompt_tokens: 9000, set: [memory.context=10000]}\n")

@@ -24,7 +24,8 @@ class RandomSource : public SliceSource {
   }
   void read_expert(ExpertId id, std::span<std::byte* const> slices) const override {
     ++reads;
-    for (int i = 0; i < kGrid.slices; ++i) std::memcpy(slices[i], at({id.layer, id.expert, i}), kGrid.slice_bytes);
+    for (int i = 0; i < kGrid.slices; ++i)
+      std::memcpy(slices[i], at({id.layer, id.expert, i}), kGrid.slice_bytes);
   }
   const std::byte* at(SliceId slice) const { return bytes_.data() + kGrid.index(slice) * kGrid.slice_bytes; }
 
