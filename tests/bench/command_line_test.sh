@@ -42,7 +42,7 @@ refuses 2 'none.yaml' bench "$scratch/none.yaml" --out "$scratch/x"
 sweep 8 'resident: [0.5], rsident: 1' >"$scratch/typing.yaml"
 refuses 2 "did you mean 'points[0].resident'" bench "$scratch/typing.yaml" --out "$scratch/x"
 sweep 8 'resident: [0.5], policy: lru2' >"$scratch/policy.yaml"
-refuses 2 "policy.yaml:10:81: 'points[0].policy' must be static" bench "$scratch/policy.yaml" --out "$scratch/x"
+refuses 2 "policy.yaml:9:87: 'points[0].policy' must be one of static" bench "$scratch/policy.yaml" --out "$scratch/x"
 [[ -e $scratch/x ]] && fail 'a mistake in the sweep left a folder behind'
 refuses 2 'cannot be read' compare "$scratch/a.json" "$scratch/b.json"
 
