@@ -36,9 +36,9 @@ int bench_command(const BenchOptions& options) {
   setenv("TEARDOWN_CUPTI", "0", 0);
   const bench::Sweep sweep = bench::load_sweep(options.sweep);
   const std::filesystem::path folder = options.out;
-  make_folder(folder);
   ProgressLine progress;
   bench::SessionWorkbench workbench(sweep, interrupted(), std::ref(progress));
+  make_folder(folder);
   bench::RunnerOptions runner;
   runner.results = folder / "results.json";
   runner.resume = options.resume;

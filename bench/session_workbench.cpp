@@ -304,6 +304,7 @@ SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& 
   const Config config = load_config(first.config, first.overrides);
   if (config.device.kind != DeviceConfig::Kind::cuda) return;
   cuda_index_ = config.device.index;
+  in_use_bytes();  // throws where there is no such GPU
   nvml_ = Nvml::open(cuda_index_);
 }
 

@@ -14,7 +14,8 @@ namespace lighter::bench {
 
 class SessionWorkbench : public Workbench {
  public:
-  // sweep must outlive it, and interrupted. progress: of loading.
+  // sweep must outlive it, and interrupted. progress: of loading. Throws ConfigError where the sweep's device is
+  // not there.
   SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& interrupted, Progress progress);
   ~SessionWorkbench() override;
 
