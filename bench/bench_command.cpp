@@ -32,11 +32,13 @@ void write_reports(const std::filesystem::path& folder, const bench::Json& resul
 int bench_command(const BenchOptions& options) {
   // The recorder of steps reports a machine without GPUs as an error of its own.
   setenv("KINETO_LOG_LEVEL", "5", 0);
+  // Taken down after the first recorded step, CUPTI would not come up for the next one beside CUDA graphs.
+  setenv("TEARDOWN_CUPTI", "0", 0);
   const bench::Sweep sweep = bench::load_sweep(options.sweep);
   const std::filesystem::path folder = options.out;
-  make_folder(folder);
   ProgressLine progress;
   bench::SessionWorkbench workbench(sweep, interrupted(), std::ref(progress));
+  make_folder(folder);
   bench::RunnerOptions runner;
   runner.results = folder / "results.json";
   runner.resume = options.resume;
@@ -45,8 +47,8 @@ int bench_command(const BenchOptions& options) {
     progress.finish();
     std::fprintf(stderr, "%s\n", text.c_str());
   };
+  runner.saved = [&](const bench::Json& results) { write_reports(folder, results); };
   const bench::Outcome outcome = bench::run_sweep(sweep, workbench, runner);
-  write_reports(folder, outcome.results);
   if (options.json) {
     std::printf("%s\n", outcome.results.dump(2, ' ', false, bench::Json::error_handler_t::replace).c_str());
   }

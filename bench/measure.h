@@ -47,7 +47,7 @@ struct PointFacts {
   std::string dtype;
   std::string experts;  // format of the routed experts; "" for a dense model
   std::string routing;  // "router", "uniform", "zipf:1", "trace …"; "" for a dense model
-  std::string decode;   // "graph", or "eager" and why
+  std::string decode;   // "graph", or "eager: " and why
   std::string prompts;  // "random ids, seed 0", "heldout.txt"
   bool synthetic = false;
   int layers = 0;
@@ -67,7 +67,7 @@ struct MemoryPeaks {
   uint64_t device_bytes = 0;                    // what was entered in the budget
   std::optional<uint64_t> device_driver_bytes;  // what the driver says
   uint64_t host_bytes = 0;                      // what was entered in the budget
-  uint64_t process_bytes = 0;                   // resident set of the whole program, its load included
+  uint64_t process_bytes = 0;  // resident set of the whole program, its load and kept experts included
 };
 
 // A piece of work of one decode step, since the step's beginning.
@@ -80,17 +80,19 @@ struct TimelineEvent {
 struct Timeline {
   std::string source;  // what recorded it
   std::vector<TimelineEvent> events;
+  std::optional<std::string> note;  // why it is empty or lacks something
 };
 
 class LoadedPoint {
  public:
   virtual ~LoadedPoint() = default;
-  virtual const PointFacts& facts() const = 0;
-  // Throws Interrupted after Ctrl-C, ConfigError for a workload that the loaded model cannot take.
-  virtual RequestSample run(const Workload& workload) = 0;
+  virtual PointFacts facts(const Workload& workload) const = 0;
+  // request: its number; each has prompts and routing of its own, the same for every point. Throws Interrupted
+  // after Ctrl-C, ConfigError for a workload that the loaded model cannot take.
+  virtual RequestSample run(const Workload& workload, int request) = 0;
   virtual MemoryPeaks memory() const = 0;
-  // One more decode step after a run(), recorded and not timed. Nothing where nothing can record.
-  virtual std::optional<Timeline> record_step() = 0;
+  // One more decode step after a run(), recorded and not timed.
+  virtual Timeline record_step() = 0;
 };
 
 struct MachineFacts {
@@ -101,15 +103,15 @@ struct MachineFacts {
   uint64_t host_memory_bytes = 0;
 };
 
-// Loads points. It may keep what the next point shares with the last one (today: the whole model, when only
-// the workload differs; the host store can stay in the same way while only residency, policy or misses
-// change). Not thread-safe.
+// Loads points. It may keep what the next point shares with the last one: the whole model when only the workload
+// differs, the experts in host memory when the weights are the same. Not thread-safe.
 class Workbench {
  public:
   struct Load {
     LoadedPoint* point = nullptr;  // until the next load() or unload()
     double load_s = 0;             // of the load that made it
     bool kept = false;             // made for an earlier point
+    bool store_kept = false;       // the experts were in host memory already, from an earlier point
     // On the device with nothing loaded, just before this load; nothing if it was kept.
     std::optional<uint64_t> in_use_before_bytes;
   };
@@ -118,7 +120,7 @@ class Workbench {
   // Throws what loading throws; then nothing is loaded.
   virtual Load load(const Point& point) = 0;
   virtual void unload() = 0;
-  // On the device, with nothing loaded.
+  // On the device, with nothing loaded. Experts that are kept in host memory do not count.
   virtual std::optional<uint64_t> in_use_bytes() = 0;
   virtual MachineFacts machine() = 0;
   // The ceilings that `given` leaves open, as far as they can be measured. With nothing loaded.

@@ -39,11 +39,14 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
     sample.step_s.push_back(seconds_since(step));
   }
   sample.decode = meter_.end(counters_());
+  model_.rest();
   return sample;
 }
 
-void Requests::one_more_step() {
-  if (position_ < model_.context()) decode_step();
+bool Requests::one_more_step() {
+  if (position_ >= model_.context()) return false;
+  decode_step();
+  return true;
 }
 
 int64_t Requests::prefill(int sequence, const std::vector<int64_t>& prompt) {

@@ -24,8 +24,8 @@ class Requests {
 
   // prompts: one for each sequence, of the same length. Throws Interrupted.
   RequestSample run(const std::vector<std::vector<int64_t>>& prompts, int64_t generated_tokens);
-  // After run(): one more step, as the next of its decode.
-  void one_more_step();
+  // After run(): one more step, as the next of its decode; false if the context has no room for it.
+  bool one_more_step();
 
  private:
   int64_t prefill(int sequence, const std::vector<int64_t>& prompt);

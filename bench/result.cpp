@@ -103,7 +103,8 @@ Spent total(const std::vector<RequestSample>& samples, Spent RequestSample::*pha
   return sum;
 }
 
-Json experts_json(const ExpertCounters& c, double wall_s, double tokens) {
+// by_graph: on the GPU alone, where nobody sees how long the link was busy or the GPU waited.
+Json experts_json(const ExpertCounters& c, double wall_s, double tokens, bool by_graph) {
   return {{"hit_rate", c.slices_used > 0 ? Json(c.hit_rate()) : Json()},
           {"slices_used", c.slices_used},
           {"slices_resident", c.slices_resident},
@@ -114,18 +115,23 @@ Json experts_json(const ExpertCounters& c, double wall_s, double tokens) {
           {"bytes_moved_per_token", ratio(static_cast<double>(c.bytes_moved()), tokens)},
           {"prefetch_bytes", c.prefetch_bytes},
           {"prefetch_wasted_bytes", c.prefetch_wasted_bytes},
+          {"link_gb_per_s", ratio(static_cast<double>(c.bytes_moved()) / 1e9, wall_s)},
           {"link_busy_gb_per_s", ratio(static_cast<double>(c.demand_busy_bytes) / 1e9, c.demand_busy_s)},
-          {"link_busy_share", ratio(c.demand_busy_s, wall_s)},
-          {"stall_s", c.stall_s},
-          {"stall_share", ratio(c.stall_s, wall_s)}};
+          {"link_busy_share", by_graph ? Json() : ratio(c.demand_busy_s, wall_s)},
+          {"stall_s", by_graph ? Json() : Json(c.stall_s)},
+          {"stall_share", by_graph ? Json() : ratio(c.stall_s, wall_s)},
+          {"cpu_bytes_per_token", ratio(static_cast<double>(c.cpu_bytes), tokens)},
+          {"cpu_busy_gb_per_s", ratio(static_cast<double>(c.cpu_bytes) / 1e9, c.cpu_busy_s)},
+          {"cpu_busy_share", ratio(c.cpu_busy_s, wall_s)}};
 }
 
-Json phase_json(const Spent& spent, const PointFacts& facts, double tokens, int cores) {
-  return {{"wall_s", spent.wall_s},
-          {"cpu_busy_share", ratio(spent.cpu_s, spent.wall_s * cores)},
-          {"gpu_busy_share", or_null(spent.gpu_busy_share)},
-          {"gpu_energy_j_per_token", spent.gpu_energy_j ? ratio(*spent.gpu_energy_j, tokens) : Json()},
-          {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens) : Json()}};
+Json phase_json(const Spent& spent, const PointFacts& facts, double tokens, int cores, bool by_graph) {
+  return {
+      {"wall_s", spent.wall_s},
+      {"cpu_busy_share", ratio(spent.cpu_s, spent.wall_s * cores)},
+      {"gpu_busy_share", or_null(spent.gpu_busy_share)},
+      {"gpu_energy_j_per_token", spent.gpu_energy_j ? ratio(*spent.gpu_energy_j, tokens) : Json()},
+      {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens, by_graph) : Json()}};
 }
 
 Json bound_json(const Measured& measured, const Workload& w, const Rates& rates, const Spent& decode,
@@ -303,14 +309,16 @@ Json measured_point(const Point& point, const Measured& measured, const Rates& r
   json["facts"] = facts_json(measured.facts);
   json["load_s"] = measured.load_s;
   json["load_kept"] = measured.load_kept;
+  json["store_kept"] = measured.store_kept;
   json["prefill_tokens_per_s"] =
       summary_json(summarize(each(samples, [&](const auto& s) { return prefill_rate(s, w); })));
   json["decode_tokens_per_s"] = decode_summary;
   json["time_to_first_token_s"] = summary_json(summarize(first));
   json["inter_token_ms"] = latency;
-  json["prefill"] = phase_json(prefill, measured.facts, prompt_tokens, cores);
-  json["decode"] =
-      decoded ? phase_json(decode, measured.facts, static_cast<double>(step_count) * w.batch, cores) : Json();
+  json["prefill"] = phase_json(prefill, measured.facts, prompt_tokens, cores, false);
+  json["decode"] = decoded ? phase_json(decode, measured.facts, static_cast<double>(step_count) * w.batch,
+                                        cores, measured.facts.decode == "graph")
+                           : Json();
   json["memory"] = memory_json(measured);
   json["predicted_tokens_per_s"] = or_null(predicted);
   json["measured_of_predicted"] = predicted && decoded ? ratio(tokens_per_s, *predicted) : Json();
@@ -330,7 +338,7 @@ Json timeline_json(const Timeline& timeline) {
                       {"begin_us", rounded(event.begin_us, 0.01)},
                       {"end_us", rounded(event.end_us, 0.01)}});
   }
-  return {{"source", timeline.source}, {"events", events}};
+  return {{"source", timeline.source}, {"note", or_null(timeline.note)}, {"events", events}};
 }
 
 Json failed_point(const Point& point, const std::string& kind, const std::string& message) {
@@ -338,7 +346,7 @@ Json failed_point(const Point& point, const std::string& kind, const std::string
   json["status"] = "failed";
   json["error"] = {{"kind", kind}, {"message", message}};
   for (const char* name :
-       {"facts", "load_s", "load_kept", "prefill_tokens_per_s", "decode_tokens_per_s",
+       {"facts", "load_s", "load_kept", "store_kept", "prefill_tokens_per_s", "decode_tokens_per_s",
         "time_to_first_token_s", "inter_token_ms", "prefill", "decode", "memory", "predicted_tokens_per_s",
         "measured_of_predicted", "bound", "penalty", "prefill_penalty"}) {
     json[name] = nullptr;

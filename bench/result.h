@@ -21,6 +21,7 @@ Json new_results(const Sweep& sweep, const MachineFacts& machine, const Rates& r
 struct Measured {
   double load_s = 0;
   bool load_kept = false;
+  bool store_kept = false;
   std::optional<uint64_t> in_use_before_bytes;
   PointFacts facts;
   std::vector<RequestSample> samples;  // at least one

@@ -1,5 +1,6 @@
 #include "bench/results_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <iterator>
@@ -39,6 +40,35 @@ void print(const Json& json, size_t depth, std::string& out) {
   out += "\n" + std::string(depth, ' ') + (json.is_array() ? "]" : "}");
 }
 
+bool has_all(const Json& json, std::initializer_list<const char*> names) {
+  return json.is_object() &&
+         std::ranges::all_of(names, [&](const char* name) { return json.contains(name); });
+}
+
+bool is_figure(const Json& json) {
+  return json.is_null() || (has_all(json, {"median", "min", "max", "count"}) && json["median"].is_number());
+}
+
+// What resuming and comparing read without looking.
+bool whole(const Json& json) {
+  if (!has_all(json, {"machine", "drift", "points"}) || !json["points"].is_array()) return false;
+  if (!has_all(json["machine"], {"gpu", "cpu", "cores", "rates"})) return false;
+  if (!has_all(json["machine"]["rates"], {"device_read", "link", "cpu_read", "both"})) return false;
+  if (!json["drift"].is_null() && !has_all(json["drift"], {"share", "workloads"})) return false;
+  return std::ranges::all_of(json["points"], [](const Json& point) {
+    if (!has_all(point, {"id", "key", "label", "model", "round", "workload", "settings", "status", "error",
+                         "facts", "runs", "memory", "timeline", "penalty", "bound", "decode",
+                         "decode_tokens_per_s", "prefill_tokens_per_s", "time_to_first_token_s"})) {
+      return false;
+    }
+    const bool texts = point["id"].is_string() && point["key"].is_string() && point["label"].is_string();
+    const bool figures = is_figure(point["decode_tokens_per_s"]) &&
+                         is_figure(point["prefill_tokens_per_s"]) &&
+                         is_figure(point["time_to_first_token_s"]);
+    return texts && figures && (point["status"] == "measured" ? point["facts"].is_object() : true);
+  });
+}
+
 }  // namespace
 
 std::string results_text(const Json& results) {
@@ -48,6 +78,9 @@ std::string results_text(const Json& results) {
 }
 
 Json read_results(const std::filesystem::path& file) {
+  std::error_code error;
+  if (std::filesystem::is_directory(file, error))
+    throw ConfigError(file.string() + ": is a folder, not results.json");
   errno = 0;
   std::ifstream in(file, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
@@ -62,6 +95,11 @@ Json read_results(const std::filesystem::path& file) {
   if (json.value("version", 0) != kResultsVersion) {
     throw ConfigError(file.string() + ": is of version " + json.value("version", Json()).dump() +
                       ", this program reads " + std::to_string(kResultsVersion));
+  }
+  if (!whole(json)) {
+    throw ConfigError(file.string() +
+                      ": lacks what `lighter bench` writes (bench/results.schema.json); it was changed "
+                      "since, or is of another version");
   }
   return json;
 }

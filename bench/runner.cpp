@@ -1,6 +1,7 @@
 #include "bench/runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <set>
@@ -40,6 +41,7 @@ class Runner {
       bench_.unload();
       note_in_use(bench_.in_use_bytes());
       results["complete"] = true;
+      save();  // A profiler may take the program down.
       record_steps();
       bench_.unload();
     } catch (const Interrupted&) {
@@ -128,44 +130,59 @@ class Runner {
     measured.load_s = load.load_s;
     measured.load_kept = load.kept;
     measured.in_use_before_bytes = load.in_use_before_bytes;
-    measured.facts = load.point->facts();
-    for (int i = 0; i < sweep_.warmup; ++i) load.point->run(point.workload);
-    for (int i = 0; i < sweep_.repeats; ++i) measured.samples.push_back(load.point->run(point.workload));
+    measured.store_kept = load.store_kept;
+    measured.facts = load.point->facts(point.workload);
+    int request = 0;
+    for (int i = 0; i < sweep_.warmup; ++i) load.point->run(point.workload, request++);
+    for (int i = 0; i < sweep_.repeats; ++i) {
+      measured.samples.push_back(load.point->run(point.workload, request++));
+    }
     measured.memory = load.point->memory();
     return measured;
   }
 
-  // Of the points of a model, the one in the middle, unless an earlier run has recorded one.
+  // Of the points of a model, the one that is nearest to half resident, unless an earlier run has recorded
+  // one. The baseline comes last: a profiler may serve only once in a process.
   void record_steps() {
-    std::map<std::string, std::vector<size_t>> by_model;  // places in the sweep and in the results alike
+    std::map<std::pair<bool, std::string>, std::vector<size_t>>
+        by_model;  // places in the sweep and in the results
     std::set<std::string> recorded;
     const Json& points = outcome_.results["points"];
     for (size_t i = 0; i < points.size(); ++i) {
-      if (!points[i]["timeline"].is_null()) recorded.insert(sweep_.points[i].model);
-      const Round round = sweep_.points[i].round;
-      if (points[i]["status"] != "measured" || round == Round::middle || round == Round::last) continue;
-      by_model[sweep_.points[i].model].push_back(i);
+      const Point& point = sweep_.points[i];
+      if (!points[i]["timeline"].is_null() && !points[i]["timeline"]["events"].empty())
+        recorded.insert(point.model);
+      if (points[i]["status"] != "measured" || point.round == Round::middle || point.round == Round::last)
+        continue;
+      by_model[{point.model == sweep_.baseline, point.model}].push_back(i);
     }
     for (const auto& [model, places] : by_model) {
-      if (!recorded.contains(model)) record_step(places[places.size() / 2]);
+      if (recorded.contains(model.second)) continue;
+      const auto from_half = [&](size_t place) {
+        const Json& share = points[place]["facts"]["resident_share"];
+        return share.is_null() ? 1 : std::abs(share.get<double>() - 0.5);
+      };
+      const size_t place = *std::ranges::min_element(places, {}, from_half);
+      outcome_.results["points"][place]["timeline"] = timeline_json(record_step(sweep_.points[place]));
+      save();
     }
   }
 
   // A step that cannot be recorded takes nothing away from what was measured.
-  void record_step(size_t place) {
-    const Point& point = sweep_.points[place];
+  Timeline record_step(const Point& point) {
     say("recording a step of " + point.label);
     try {
       LoadedPoint& loaded = *bench_.load(point).point;
-      loaded.run(point.workload);
-      if (const auto timeline = loaded.record_step()) {
-        outcome_.results["points"][place]["timeline"] = timeline_json(*timeline);
-      }
+      loaded.run(point.workload, 0);
+      const Timeline timeline = loaded.record_step();
+      if (timeline.note) say("      " + *timeline.note);
+      return timeline;
     } catch (const Interrupted&) {
       throw;
     } catch (const std::exception& error) {
       bench_.unload();
       say(std::string("      failed: ") + error.what());
+      return {"", {}, error.what()};
     }
   }
 
@@ -179,6 +196,7 @@ class Runner {
   void save() {
     complete_results(outcome_.results);
     write_atomically(options_.results, results_text(outcome_.results));
+    if (options_.saved) options_.saved(outcome_.results);
   }
 
   void say(const std::string& text) const {

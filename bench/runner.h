@@ -23,6 +23,8 @@ struct RunnerOptions {
   // it an earlier file is replaced.
   bool resume = false;
   const std::atomic<bool>* interrupted = nullptr;  // may be null
+  // After the file was written. May be empty.
+  std::function<void(const Json& results)> saved;
   // Before each point (text: "[3/12] scout, int8 …"), and after it (what came out). May be empty.
   std::function<void(const std::string& text)> say;
 };

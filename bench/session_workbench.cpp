@@ -68,8 +68,11 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
                       std::to_string(spec.experts_per_token) + " of " + std::to_string(spec.experts));
   }
   const int layers = static_cast<int>(header.layers.size());
+  constexpr int64_t kApart = 7919;  // tokens between the places where a batch's sequences begin
   return [trace, layers](int moe_layer, int64_t position, int64_t* experts) {
-    const auto token = static_cast<size_t>(position) % trace->tokens();
+    const int64_t sequence = position / models::kSequenceStride;
+    const auto token =
+        static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
     std::ranges::copy(trace->experts(token, moe_layer % layers), experts);
   };
 }
@@ -142,7 +145,7 @@ auto translated(Work work) {
 
 class SessionWorkbench::Loaded : public LoadedPoint {
  public:
-  Loaded(const Point& point, const SessionWorkbench& bench)
+  Loaded(const Point& point, SessionWorkbench& bench)
       : config_path_(point.config),
         overrides_(point.overrides),
         inputs_(bench.sweep_.inputs),
@@ -162,9 +165,20 @@ class SessionWorkbench::Loaded : public LoadedPoint {
       prompt_ids_ = text_.tokenizer->encode(read_text(inputs_.prompt_file), true);
     }
     models::RoutingSchedule schedule;
-    if (!inputs_.trace.empty() && model_.spec.moe_layers() > 0)
-      schedule = trace_schedule(inputs_.trace, model_.spec);
-    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule));
+    if (model_.spec.moe_layers() > 0) {
+      schedule = inputs_.trace.empty() ? cli::make_schedule(config_.offload.routing, model_.spec)
+                                       : trace_schedule(inputs_.trace, model_.spec);
+    }
+    if (schedule) {
+      // Each request goes on where the one before has ended, so that no cache has seen its routing before.
+      schedule = [this, chosen = std::move(schedule)](int layer, int64_t position, int64_t* experts) {
+        chosen(layer, first_position_ + position, experts);
+      };
+    }
+    auto kept = bench.experts_.store_for(point, config_, model_);
+    store_kept_ = kept && kept->filled();
+    session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule),
+                                              std::move(kept));
     facts_ = facts_of(config_, model_, session_->device().name(), inputs_);
     requests_ = std::make_unique<Requests>(
         session_->decoder(), model_.prefill_chunk, [this] { return session_->counters(); }, bench.nvml_.get(),
@@ -173,10 +187,17 @@ class SessionWorkbench::Loaded : public LoadedPoint {
 
   bool is(const Point& point) const { return config_path_ == point.config && overrides_ == point.overrides; }
 
-  const PointFacts& facts() const override { return facts_; }
+  bool store_kept() const { return store_kept_; }
 
-  RequestSample run(const Workload& workload) override {
-    return translated([&] { return requests_->run(prompts(workload), workload.generated_tokens); });
+  PointFacts facts(const Workload& workload) const override {
+    PointFacts facts = facts_;
+    if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
+    return facts;
+  }
+
+  RequestSample run(const Workload& workload, int request) override {
+    first_position_ = request * (workload.prompt_tokens + workload.generated_tokens);
+    return translated([&] { return requests_->run(prompts(workload, request), workload.generated_tokens); });
   }
 
   MemoryPeaks memory() const override {
@@ -190,36 +211,42 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     return peaks;
   }
 
-  std::optional<Timeline> record_step() override {
-    return translated(
-        [&] { return record_timeline([&] { requests_->one_more_step(); }, session_->device().is_cuda()); });
+  Timeline record_step() override {
+    const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident;
+    return translated([&] {
+      return record_timeline([&] { return requests_->one_more_step(); }, session_->device().is_cuda(),
+                             reads_host_memory ? models::kZeroCopyBlocks : 0,
+                             [this] {
+                               session_->decoder().rest();
+                               return session_->latest_cpu_spans();
+                             });
+    });
   }
 
  private:
-  // Sequence i takes the tokens from i · prompt_tokens on, so that no two are the same.
-  std::vector<std::vector<int64_t>> prompts(const Workload& w) const {
-    if (w.batch > model_.kv.sequences) {
-      throw ConfigError("a batch of " + std::to_string(w.batch) + ", but the model is loaded for " +
-                        std::to_string(model_.kv.sequences) + " sequences at once");
-    }
-    if (w.prompt_tokens + w.generated_tokens > config_.memory.context) {
-      throw ConfigError(std::to_string(w.prompt_tokens) + " + " + std::to_string(w.generated_tokens) +
-                        " tokens, but memory.context is " + std::to_string(config_.memory.context) +
-                        "; raise it");
-    }
-    const int64_t wanted = w.prompt_tokens * w.batch;
-    std::vector<int64_t> ids = prompt_ids_;
-    if (inputs_.prompt_file.empty()) {
-      std::mt19937_64 engine(inputs_.prompt_seed);
-      const auto vocab = static_cast<uint64_t>(model_.spec.vocab);
-      for (int64_t i = 0; i < wanted; ++i) ids.push_back(static_cast<int64_t>(engine() % vocab));
-    } else if (static_cast<int64_t>(ids.size()) < wanted) {
-      throw ConfigError(inputs_.prompt_file.string() + " has " + std::to_string(ids.size()) +
-                        " tokens, but " + std::to_string(wanted) + " are asked for; take a longer text");
-    }
+  // No two sequences of a batch are the same, and each request has others, as long as the text lasts.
+  std::vector<std::vector<int64_t>> prompts(const Workload& w, int request) const {
+    const int64_t first = static_cast<int64_t>(request) * w.batch;
     std::vector<std::vector<int64_t>> all;
-    for (auto at = ids.begin(); static_cast<int>(all.size()) < w.batch; at += w.prompt_tokens) {
-      all.emplace_back(at, at + w.prompt_tokens);
+    if (inputs_.prompt_file.empty()) {
+      const auto vocab = static_cast<uint64_t>(model_.spec.vocab);
+      for (int64_t i = first; i < first + w.batch; ++i) {
+        std::mt19937_64 engine(inputs_.prompt_seed + static_cast<uint64_t>(i));
+        all.emplace_back();
+        for (int64_t t = 0; t < w.prompt_tokens; ++t)
+          all.back().push_back(static_cast<int64_t>(engine() % vocab));
+      }
+      return all;
+    }
+    const int64_t pieces = static_cast<int64_t>(prompt_ids_.size()) / w.prompt_tokens;
+    if (pieces < w.batch) {
+      throw ConfigError(inputs_.prompt_file.string() + " has " + std::to_string(prompt_ids_.size()) +
+                        " tokens, but " + std::to_string(w.prompt_tokens * w.batch) +
+                        " are asked for; take a longer text");
+    }
+    for (int64_t i = first; i < first + w.batch; ++i) {
+      const auto begin = prompt_ids_.begin() + i % pieces * w.prompt_tokens;
+      all.emplace_back(begin, begin + w.prompt_tokens);
     }
     return all;
   }
@@ -232,31 +259,41 @@ class SessionWorkbench::Loaded : public LoadedPoint {
   cli::ModelText text_;
   std::vector<int64_t> prompt_ids_;  // of the prompt file
   PointFacts facts_;
+  int64_t first_position_ = 0;  // of the request, in the schedule
+  bool store_kept_ = false;
   std::unique_ptr<cli::Session> session_;
   std::unique_ptr<Requests> requests_;
 };
 
 SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& interrupted,
                                    Progress progress)
-    : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)) {
+    : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)), experts_(sweep) {
   const Point& first = sweep.points.front();
   const Config config = load_config(first.config, first.overrides);
   if (config.device.kind != DeviceConfig::Kind::cuda) return;
   cuda_index_ = config.device.index;
+  in_use_bytes();  // throws where there is no such GPU
   nvml_ = Nvml::open(cuda_index_);
 }
 
 SessionWorkbench::~SessionWorkbench() = default;
 
 Workbench::Load SessionWorkbench::load(const Point& point) {
-  if (loaded_ != nullptr && loaded_->is(point)) return {loaded_.get(), load_s_, true, std::nullopt};
+  if (loaded_ != nullptr && loaded_->is(point)) {
+    return {loaded_.get(), load_s_, true, loaded_->store_kept(), std::nullopt};
+  }
   unload();
   const auto in_use = in_use_bytes();
   forget_process_peak();
   const auto begin = Clock::now();
-  loaded_ = translated([&] { return std::make_unique<Loaded>(point, *this); });
+  try {
+    loaded_ = translated([&] { return std::make_unique<Loaded>(point, *this); });
+  } catch (...) {
+    experts_.drop_unfilled();
+    throw;
+  }
   load_s_ = std::chrono::duration<double>(Clock::now() - begin).count();
-  return {loaded_.get(), load_s_, false, in_use};
+  return {loaded_.get(), load_s_, false, loaded_->store_kept(), in_use};
 }
 
 void SessionWorkbench::unload() {
@@ -265,7 +302,7 @@ void SessionWorkbench::unload() {
 
 // A device of our own, with budgets of nothing, can ask the driver too.
 std::optional<uint64_t> SessionWorkbench::in_use_bytes() {
-  if (cuda_index_ < 0) return resident_set_bytes();
+  if (cuda_index_ < 0) return resident_set_bytes() - experts_.bytes();
   return make_cuda_device(cuda_index_, 0, 0)->driver_used_bytes();
 }
 

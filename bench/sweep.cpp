@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <functional>
 #include <map>
 
 #include "bench/yaml_map.h"
-#include "runtime/bytes.h"
 #include "runtime/config/config.h"
+#include "runtime/config/config_keys.h"
 #include "runtime/error.h"
 
 namespace lighter::bench {
@@ -19,52 +20,40 @@ using nlohmann::json;
 
 constexpr uint64_t kMostTokens = uint64_t{1} << 24;
 constexpr double kMostGbPerS = 1e6;
+constexpr char kSequences[] = "memory.sequences";
 
 // An axis that becomes overrides of the configuration.
 struct Axis {
   std::string name;
-  ValueForm item;
-  std::vector<std::string> (*overrides)(const std::string& value);
+  std::string key;  // of the configuration, which says what values there are
 };
 
-template <const char* Key>
-std::vector<std::string> set_key(const std::string& value) {
-  return {std::string(Key) + "=" + value};
-}
-constexpr char kFormat[] = "model.format", kExperts[] = "model.experts", kBudget[] = "memory.gpu_budget",
-               kMiss[] = "offload.miss", kPolicy[] = "offload.policy", kResident[] = "offload.resident";
-
-std::vector<std::string> set_prefetch(const std::string& depth) {
-  if (depth == "0") return {"offload.prefetch.enabled=false"};
-  return {"offload.prefetch.enabled=true", "offload.prefetch.depth=" + depth};
-}
-
-bool is_size(std::string_view text) {
-  return parse_bytes(text).has_value();
-}
-
-// In the order in which they vary, the last one fastest: what costs a load comes first. The configuration
-// says which words it knows, so they are not listed here a second time.
+// In the order in which they vary, the last one fastest: what costs a load comes first.
 const std::vector<Axis>& axes() {
   static const std::vector<Axis> list = {
-      {"format", forms::text("a weight format"), set_key<kFormat>},
-      {"experts", forms::text("a weight format"), set_key<kExperts>},
-      {"gpu_budget", forms::text("a size such as 78GiB", ".", is_size), set_key<kBudget>},
-      {"policy", forms::text("a policy"), set_key<kPolicy>},
-      {"prefetch_depth", forms::integer(0, 8), set_prefetch},
-      {"miss", forms::text("a way for misses"), set_key<kMiss>},
-      {"resident", {}, set_key<kResident>},
+      {"format", "model.format"},
+      {"experts", "model.experts"},
+      {"gpu_budget", "memory.gpu_budget"},
+      {"policy", "offload.policy"},
+      {"prefetch_depth", "offload.prefetch.depth"},
+      {"miss", "offload.miss"},
+      {"resident", "offload.resident"},
   };
   return list;
 }
 
+// A list that the key itself accepts (a ratio for each layer) would look like several values: it is not one.
 std::vector<ValueForm> axis_forms(const Axis& axis) {
-  if (axis.name != "resident") return {axis.item, forms::list_of(axis.item)};
-  return {forms::words({"auto"}), forms::number(0, 1), forms::list_of(forms::number(0, 1))};
+  if (axis.name == "prefetch_depth") return {forms::integer(0, 8)};
+  std::vector<ValueForm> forms = find_key(axis.key)->forms;
+  std::erase_if(forms, [](const ValueForm& form) { return form.kind == ValueForm::Kind::list; });
+  return forms;
 }
 
-std::vector<ValueForm> count_forms(uint64_t min, uint64_t max) {
-  return {forms::integer(min, max), forms::list_of(forms::integer(min, max))};
+std::vector<std::string> axis_overrides(const Axis& axis, const std::string& value) {
+  if (axis.name != "prefetch_depth") return {axis.key + "=" + value};
+  if (value == "0") return {"offload.prefetch.enabled=false"};
+  return {"offload.prefetch.enabled=true", axis.key + "=" + value};
 }
 
 std::vector<MapKey> file_keys() {
@@ -88,10 +77,10 @@ std::vector<MapKey> model_keys() {
 std::vector<MapKey> block_keys() {
   std::vector<MapKey> keys = {{"models", {forms::list_of(forms::text("the name of a model"))}, true},
                               {"set", {forms::list_of(forms::text("key.path=value"))}},
-                              {"prompt_tokens", count_forms(1, kMostTokens)},
-                              {"generated_tokens", count_forms(1, kMostTokens)},
-                              {"batch", count_forms(1, 4096)}};
-  for (const Axis& axis : axes()) keys.push_back({axis.name, axis_forms(axis), false});
+                              {"prompt_tokens", {forms::integer(1, kMostTokens)}, false, true},
+                              {"generated_tokens", {forms::integer(1, kMostTokens)}, false, true},
+                              {"batch", find_key(kSequences)->forms, false, true}};
+  for (const Axis& axis : axes()) keys.push_back({axis.name, axis_forms(axis), false, true});
   return keys;
 }
 
@@ -140,16 +129,14 @@ class Reader {
     sweep_.name = map.at("name").value.get<std::string>();
     sweep_.warmup = map.get("warmup", 1);
     sweep_.repeats = map.get("repeats", 3);
-    if (const MapEntry* trace = map.find("trace")) sweep_.inputs.trace = resolved(*trace);
+    if (const MapEntry* trace = map.find("trace")) sweep_.inputs.trace = readable(*trace);
     if (const MapEntry* prompt = map.find("prompt")) read_prompt(prompt->node);
     if (const MapEntry* rates = map.find("rates")) read_rates(rates->node);
     read_models(map.at("models"));
     sweep_.baseline = map.at("baseline").value.get<std::string>();
     const ModelEntry& baseline = model(sweep_.baseline, map.at("baseline").where);
     const MapEntry& blocks = map.at("points");
-    if (!blocks.node.IsSequence() || blocks.node.size() == 0) {
-      fail_at(blocks.where, "'points' must be a list of maps, but is " + describe_value(blocks.node));
-    }
+    check_list("points", blocks);
     for (size_t i = 0; i < blocks.node.size(); ++i)
       read_block("points[" + std::to_string(i) + "]", blocks.node[i]);
     arrange(baseline, map.at("baseline").where);
@@ -161,11 +148,20 @@ class Reader {
     return (folder_ / entry.value.get<std::string>()).lexically_normal();
   }
 
+  std::filesystem::path readable(const MapEntry& entry) const {
+    std::filesystem::path path = resolved(entry);
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error) || !std::ifstream(path)) {
+      fail_at(entry.where, path.string() + ": cannot be read; the path is relative to the sweep's folder");
+    }
+    return path;
+  }
+
   void read_prompt(const YAML::Node& node) {
     const std::vector<MapKey> keys = {{"file", {forms::text("the path of a text")}},
                                       {"seed", {forms::integer(0, ~uint64_t{0})}}};
     const YamlMap map(source_, "prompt", node, keys);
-    if (const MapEntry* file = map.find("file")) sweep_.inputs.prompt_file = resolved(*file);
+    if (const MapEntry* file = map.find("file")) sweep_.inputs.prompt_file = readable(*file);
     sweep_.inputs.prompt_seed = map.get<uint64_t>("seed", 0);
   }
 
@@ -185,10 +181,14 @@ class Reader {
     take("both_gb_per_s", sweep_.rates.both);
   }
 
+  static void check_list(const std::string& name, const MapEntry& list) {
+    if (list.node.IsSequence() && list.node.size() > 0) return;
+    const std::string found = list.node.IsSequence() ? "an empty list" : describe_value(list.node);
+    fail_at(list.where, "'" + name + "' must be a list of maps, but is " + found);
+  }
+
   void read_models(const MapEntry& list) {
-    if (!list.node.IsSequence() || list.node.size() == 0) {
-      fail_at(list.where, "'models' must be a list of maps, but is " + describe_value(list.node));
-    }
+    check_list("models", list);
     for (size_t i = 0; i < list.node.size(); ++i) {
       const YamlMap map(source_, "models[" + std::to_string(i) + "]", list.node[i], model_keys());
       const MapEntry& name = map.at("name");
@@ -213,7 +213,7 @@ class Reader {
   void read_block(const std::string& path, const YAML::Node& node) {
     const YamlMap map(source_, path, node, block_keys());
     const json set = map.get("set", json::array());
-    for (const json& name : map.at("models").value) {
+    for (const json& name : values_of(map, "models", {})) {
       const ModelEntry& entry = model(name.get<std::string>(), map.at("models").where);
       Point point;
       point.model = entry.name;
@@ -222,8 +222,8 @@ class Reader {
       combine(map, 0, point, [&](Point finished) {
         for (const json& text : set) finished.overrides.push_back(text.get<std::string>());
         if (!set.empty()) finished.settings["set"] = set;
-        check(finished, map.where());
-        add_workloads(map, std::move(finished));
+        checked_config(finished, map.where());
+        add_workloads(map, finished);
       });
     }
   }
@@ -236,42 +236,58 @@ class Reader {
     for (const json& value : values_of(map, here.name, {})) {
       Point next = point;
       next.settings[here.name] = value;
-      for (std::string& text : here.overrides(as_text(value))) next.overrides.push_back(std::move(text));
+      for (std::string& text : axis_overrides(here, as_text(value)))
+        next.overrides.push_back(std::move(text));
       combine(map, axis + 1, next, finished);
     }
   }
 
-  void add_workloads(const YamlMap& map, Point point) {
+  // The batch varies least often: another one is another load.
+  void add_workloads(const YamlMap& map, const Point& point) {
     const Workload usual;
-    for (const json& prompt : values_of(map, "prompt_tokens", json::array({usual.prompt_tokens}))) {
-      for (const json& generated :
-           values_of(map, "generated_tokens", json::array({usual.generated_tokens}))) {
-        for (const json& batch : values_of(map, "batch", json::array({usual.batch}))) {
-          point.workload = {prompt.get<int64_t>(), generated.get<int64_t>(), batch.get<int>()};
-          add(point);
+    for (const json& batch : values_of(map, "batch", json::array({usual.batch}))) {
+      for (const json& prompt : values_of(map, "prompt_tokens", json::array({usual.prompt_tokens}))) {
+        for (const json& generated :
+             values_of(map, "generated_tokens", json::array({usual.generated_tokens}))) {
+          add(map, point, {prompt.get<int64_t>(), generated.get<int64_t>(), batch.get<int>()});
         }
       }
     }
   }
 
   // The same point may stand in two blocks; it is measured once.
-  void add(const Point& point) {
-    if (std::ranges::find(workloads_, point.workload) == workloads_.end())
-      workloads_.push_back(point.workload);
-    Point named = point;
-    name_it(named);
+  void add(const YamlMap& map, const Point& point, const Workload& workload) {
+    if (std::ranges::find(workloads_, workload) == workloads_.end()) workloads_.push_back(workload);
+    const char* const longest = map.find("prompt_tokens") != nullptr ? "prompt_tokens" : "generated_tokens";
+    const MapEntry* const entry = map.find(longest);
+    const Point named = with_workload(point, workload, entry == nullptr ? map.where() : entry->where);
     if (std::ranges::find(sweep_.points, named.id, &Point::id) == sweep_.points.end()) {
-      sweep_.points.push_back(std::move(named));
+      sweep_.points.push_back(named);
     }
   }
 
   // Configuration mistakes are found now, not after an hour of measuring.
-  static void check(const Point& point, const std::string& where) {
+  static Config checked_config(const Point& point, const std::string& where) {
     try {
-      load_config(point.config, point.overrides);
+      return load_config(point.config, point.overrides);
     } catch (const ConfigError& error) {
       fail_at(where, "the model '" + point.model + "' cannot be configured so: " + error.what());
     }
+  }
+
+  Point with_workload(Point point, const Workload& workload, const std::string& where) const {
+    point.workload = workload;
+    if (workload.batch > 1)
+      point.overrides.push_back(std::string(kSequences) + "=" + std::to_string(workload.batch));
+    const int64_t context = checked_config(point, where).memory.context;
+    if (workload.prompt_tokens + workload.generated_tokens > context) {
+      fail_at(where, std::to_string(workload.prompt_tokens) + " + " +
+                         std::to_string(workload.generated_tokens) + " tokens are more than the model '" +
+                         point.model + "' has room for: its memory.context is " + std::to_string(context) +
+                         "; raise it, or ask for fewer");
+    }
+    name_it(point);
+    return point;
   }
 
   void name_it(Point& point) const {
@@ -290,18 +306,16 @@ class Reader {
   }
 
   void arrange(const ModelEntry& baseline, const std::string& where) {
+    std::ranges::stable_sort(workloads_, {}, &Workload::batch);
     Point point;
     point.model = baseline.name;
     point.config = baseline.config;
     point.overrides = baseline.set;
-    check(point, where);
     const auto round = [&](Round which) {
       std::vector<Point> of_round;
       for (const Workload& workload : workloads_) {
-        point.workload = workload;
         point.round = which;
-        name_it(point);
-        of_round.push_back(point);
+        of_round.push_back(with_workload(point, workload, where));
       }
       return of_round;
     };

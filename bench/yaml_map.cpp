@@ -41,7 +41,15 @@ YamlMap::YamlMap(const YamlSource& source, const std::string& path, const YAML::
     seen.push_back(name);
     if (entry.second.IsNull()) continue;
     nlohmann::json value;
-    if (!key->forms.empty()) value = match_value(source, prefix + name, key->forms, entry.second);
+    if (key->or_list && entry.second.IsSequence()) {
+      value = nlohmann::json::array();
+      for (const auto& item : entry.second) {
+        const std::string called = prefix + name + "[" + std::to_string(value.size()) + "]";
+        value.push_back(match_value(source, called, key->forms, item));
+      }
+    } else if (!key->forms.empty()) {
+      value = match_value(source, prefix + name, key->forms, entry.second);
+    }
     entries_[name] = {entry.second, std::move(value), source.at(entry.second.Mark())};
   }
   for (const MapKey& key : keys) {

@@ -12,10 +12,12 @@
 namespace lighter::bench {
 
 // A key whose forms are empty holds something of its own (a map, a list of maps), which the caller reads.
+// or_list: a list of such values counts too.
 struct MapKey {
   std::string name;
   std::vector<ValueForm> forms;
   bool required = false;
+  bool or_list = false;
 };
 
 struct MapEntry {

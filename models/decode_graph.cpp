@@ -19,8 +19,6 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr int kSequence = 0;
-// Blocks that read host memory: enough for PCIe, and few enough to leave the GPU to the resident slices.
-constexpr int kZeroCopyBlocks = 64;
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

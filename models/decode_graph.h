@@ -41,6 +41,10 @@ struct MissSharing {
   bool follow = false;      // the share follows who is late
 };
 
+// Blocks of the kernels that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
+// the resident slices.
+inline constexpr int kZeroCopyBlocks = 64;
+
 class DecodeGraph {
  public:
   virtual ~DecodeGraph() = default;

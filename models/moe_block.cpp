@@ -43,7 +43,12 @@ at::Tensor MoeBlock::forward(int layer, const at::Tensor& residual, const at::Te
 at::Tensor MoeBlock::scheduled(int moe_layer, const Step& step) const {
   const int k = spec_.experts_per_token;
   std::vector<int64_t> experts(step.tokens.size() * k);
-  for (size_t i = 0; i < step.tokens.size(); ++i) schedule_(moe_layer, step.positions[i], &experts[i * k]);
+  for (size_t s = 0; s < step.sequences.size(); ++s) {
+    const int64_t first = step.sequences[s] * kSequenceStride;
+    for (int64_t i = step.offsets[s]; i < step.offsets[s + 1]; ++i) {
+      schedule_(moe_layer, first + step.positions[i], &experts[i * k]);
+    }
+  }
   return to_device(experts, device_).view({static_cast<int64_t>(step.tokens.size()), k});
 }
 

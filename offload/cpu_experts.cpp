@@ -159,6 +159,7 @@ void CpuExperts::start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs
   if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling already");
   const auto& shape = mailbox.shape();
   parts_->team.reserve(shape.tokens * shape.experts_per_token * options_.expert_width);
+  spans_.assign(static_cast<size_t>(shape.layers), {});
   auto polling = std::make_unique<Polling>(mailbox, std::move(make_jobs), first_step, threads());
   std::swap(polling_, polling);
   try {
@@ -228,13 +229,13 @@ void CpuExperts::poll(int worker) {
       }
       if (polling.finish.arrive(++round)) {
         polling.mailbox.publish_done(layer, step);
-        if (!jobs.jobs().empty()) count_layer(jobs);
+        if (!jobs.jobs().empty()) count_layer(layer, jobs);
       }
     }
   }
 }
 
-void CpuExperts::count_layer(const CpuJobs& jobs) {
+void CpuExperts::count_layer(int layer, const CpuJobs& jobs) {
   const int64_t now = now_ns();
   int64_t seen = now, waited = 0;
   for (int worker = 0; worker < threads(); ++worker) {
@@ -245,6 +246,13 @@ void CpuExperts::count_layer(const CpuJobs& jobs) {
   bytes_.fetch_add(jobs.weight_bytes(), std::memory_order_relaxed);
   busy_ns_.fetch_add(now - seen, std::memory_order_relaxed);
   waited_ns_.fetch_add(waited / threads(), std::memory_order_relaxed);
+  spans_[static_cast<size_t>(layer)] = {layer, seen, now};
+}
+
+std::vector<MissSpan> CpuExperts::latest_spans() const {
+  std::vector<MissSpan> spans = spans_;
+  std::erase_if(spans, [](const MissSpan& span) { return span.end_ns == 0; });
+  return spans;
 }
 
 CpuExpertsCounters CpuExperts::counters() const {

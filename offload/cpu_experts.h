@@ -21,6 +21,7 @@
 
 #include "offload/cpu_jobs.h"
 #include "runtime/moe/miss_mailbox.h"
+#include "runtime/moe/miss_workers.h"
 
 namespace lighter::offload {
 
@@ -69,6 +70,8 @@ class CpuExperts {
   void run(const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
 
   CpuExpertsCounters counters() const;
+  // Of polling: the latest of each layer that had jobs. After stop_polling().
+  std::vector<MissSpan> latest_spans() const;
 
  private:
   struct Polling;
@@ -80,7 +83,7 @@ class CpuExperts {
   void fail(const std::string& what);
   void poll(int worker);
   bool wait_for_post(int layer, uint32_t step) const;
-  void count_layer(const CpuJobs& jobs);
+  void count_layer(int layer, const CpuJobs& jobs);
 
   const CpuExpertsOptions options_;
   std::unique_ptr<Parts> parts_;
@@ -93,6 +96,7 @@ class CpuExperts {
   std::atomic<int> awake_ = 0;
   alignas(64) std::atomic<bool> stopping_ = false;
 
+  std::vector<MissSpan> spans_;  // by layer; written by the worker that finishes it
   alignas(64) std::atomic<uint64_t> layers_ = 0;
   std::atomic<uint64_t> bytes_ = 0;
   std::atomic<int64_t> busy_ns_ = 0;

@@ -14,12 +14,12 @@ constexpr double kStreamingShare = 0.75;
 }  // namespace
 
 ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
-                         const PagerOptions& options, int hint_depth)
+                         const PagerOptions& options, int hint_depth, std::shared_ptr<ExpertStore> kept)
     : device_(device),
       grid_(grid),
       format_(std::move(format)),
       hint_depth_(hint_depth),
-      pager_(device, grid, options) {}
+      pager_(device, grid, options, std::move(kept)) {}
 
 void ExpertPager::prepare(const StepLimits&, std::vector<SharedExpert> shared) {
   shared_ = std::move(shared);

@@ -12,9 +12,10 @@ namespace lighter::offload {
 
 class ExpertPager : public ExpertExecutor {
  public:
-  // hint_depth: layers ahead for which the model should guess its routing; 0 switches prefetch off.
+  // hint_depth: layers ahead for which the model should guess its routing; 0 switches prefetch off. kept: see
+  // SlicePager.
   ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
-              const PagerOptions& options, int hint_depth);
+              const PagerOptions& options, int hint_depth, std::shared_ptr<ExpertStore> kept = nullptr);
 
   void load(const SliceSource& source, const Progress& progress) { pager_.load(source, progress); }
 

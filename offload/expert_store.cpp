@@ -1,5 +1,6 @@
 #include "offload/expert_store.h"
 
+#include <cstring>
 #include <numeric>
 
 namespace lighter::offload {
@@ -29,6 +30,12 @@ std::byte* ExpertStore::address(SliceId slice) const {
 
 uint64_t ExpertStore::bytes() const {
   return std::accumulate(layer_bytes_.begin(), layer_bytes_.end(), uint64_t{0});
+}
+
+void ExpertStore::read_expert(ExpertId expert, std::span<std::byte* const> slices) const {
+  for (int i = 0; i < grid_.slices; ++i) {
+    std::memcpy(slices[i], address({expert.layer, expert.expert, i}), grid_.slice_bytes);
+  }
 }
 
 }  // namespace lighter::offload

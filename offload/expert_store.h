@@ -1,18 +1,23 @@
 // The experts' home in host memory, page-locked, one buffer per layer. Slices that never leave the device
-// have no home: nothing keeps a second copy of them.
+// have no home: nothing keeps a second copy of them. A store in which every slice has a home can outlive the
+// pager that filled it and serve the next one, whatever that has resident.
 #pragma once
 
 #include <vector>
 
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_id.h"
+#include "runtime/moe/slice_source.h"
 
 namespace lighter::offload {
 
-class ExpertStore {
+class ExpertStore : public SliceSource {
  public:
   // has_home: by grid index. Allocates nothing yet.
   ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home);
+  // Every slice has a home.
+  ExpertStore(Device& device, const ExpertGrid& grid)
+      : ExpertStore(device, grid, std::vector<bool>(grid.total_slices(), true)) {}
 
   // Allocates one layer's memory. Layers may be allocated by different threads.
   void allocate_layer(int layer);
@@ -22,6 +27,12 @@ class ExpertStore {
   std::byte* address(SliceId slice) const;
   uint64_t bytes() const;
 
+  // Whether all homes hold their slices: said by who wrote them.
+  bool filled() const { return filled_; }
+  void set_filled() { filled_ = true; }
+  // Of a filled store where every slice has a home.
+  void read_expert(ExpertId expert, std::span<std::byte* const> slices) const override;
+
  private:
   static constexpr uint64_t kNone = ~uint64_t{0};
 
@@ -30,6 +41,7 @@ class ExpertStore {
   std::vector<uint64_t> offset_;       // by grid index, in its layer's buffer
   std::vector<uint64_t> layer_bytes_;
   std::vector<Buffer> layers_;
+  bool filled_ = false;
 };
 
 }  // namespace lighter::offload

@@ -115,7 +115,7 @@ class Planner {
     try {
       const InitialResidency initial = initial_residency(grid_, plan_.pager);
       const auto homes = std::count(initial.has_home.begin(), initial.has_home.end(), true);
-      plan_.lines.push_back({"expert store", 0, static_cast<uint64_t>(homes) * grid_.slice_bytes});
+      plan_.lines.push_back({kExpertStoreLine, 0, static_cast<uint64_t>(homes) * grid_.slice_bytes});
       plan_.lines.push_back({"staging for loading", 0,
                              std::max(load_staging_bytes(grid_, plan_.pager), request_.load_staging_bytes)});
     } catch (const CapacityError& error) {

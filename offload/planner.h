@@ -11,6 +11,9 @@
 
 namespace lighter::offload {
 
+// The line of the experts' home in host memory.
+inline constexpr const char* kExpertStoreLine = "expert store";
+
 struct PlanLine {
   std::string what;
   uint64_t device_bytes = 0;

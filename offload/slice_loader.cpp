@@ -1,5 +1,5 @@
 // SlicePager::load: every expert is read once, straight into its home; slices without a home go through a
-// staging buffer to the device.
+// staging buffer to the device. A store that was kept filled is only copied from.
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
@@ -40,7 +40,7 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
       slot_of[grid_.index(slice)] = cache_.place(slice, initial_.pinned[grid_.index(slice)]);
     }
   }
-  const int homeless = initial_.most_homeless_of_an_expert;
+  const int homeless = own_store_ ? initial_.most_homeless_of_an_expert : 0;
   std::vector<Worker> workers(loaders(grid_, options_, homeless));
   tbb::task_arena arena(static_cast<int>(workers.size()));
   std::mutex progress_mutex;
@@ -54,14 +54,14 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
     std::vector<std::byte*> targets;
     std::byte* next_staging = worker.staging.data();
     for (int i = 0; i < grid_.slices; ++i) {
-      std::byte* home = store_.address({id.layer, id.expert, i});
+      std::byte* home = store_->address({id.layer, id.expert, i});
       if (home == nullptr) {
         home = next_staging;
         next_staging += grid_.slice_bytes;
       }
       targets.push_back(home);
     }
-    source.read_expert(id, targets);
+    if (!store_->filled()) source.read_expert(id, targets);
     for (int i = 0; i < grid_.slices; ++i) {
       const int slot = slot_of[grid_.index({id.layer, id.expert, i})];
       if (slot >= 0) worker.stream->copy(cache_.slot_address(slot), targets[i], grid_.slice_bytes);
@@ -73,7 +73,7 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
   };
 
   for (int layer = 0; layer < grid_.layers; ++layer) {
-    store_.allocate_layer(layer);
+    if (!store_->filled()) store_->allocate_layer(layer);
     std::atomic<int> next_expert = 0;
     arena.execute([&] {
       tbb::parallel_for(
@@ -85,6 +85,7 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
           tbb::simple_partitioner());
     });
   }
+  store_->set_filled();
   std::lock_guard lock(mutex_);
   cache_.end_step();
 }

@@ -64,12 +64,15 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
   return result;
 }
 
-SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options)
+SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options,
+                       std::shared_ptr<ExpertStore> kept)
     : device_(device),
       grid_(grid),
       options_(options),
       initial_(initial_residency(grid, options)),
-      store_(device, grid, initial_.has_home),
+      store_(kept ? kept : std::make_shared<ExpertStore>(device, grid, initial_.has_home)),
+      own_store_(!kept),
+      kept_bytes_(kept ? ExpertStore(device, grid, initial_.has_home).bytes() : 0),
       slots_memory_([&] {
         size_t slots = options.spare_slots;
         for (const int residents : options.residents_per_layer) slots += residents;
@@ -79,6 +82,7 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
              device.index(), slots_memory_.data()),
       slot_events_(cache_.slots()),
       transfers_(device) {
+  device.host_budget().take(kept_bytes_, "the experts' home");
   for (auto& events : slot_events_) {
     events.ready = device.new_event();
     events.own_use = device.new_event();
@@ -94,6 +98,7 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
 }
 
 SlicePager::~SlicePager() {
+  device_.host_budget().give_back(kept_bytes_);
   std::lock_guard lock(mutex_);
   ++step_;  // Guesses still under way now come too late.
   for (auto& events : slot_events_) {
@@ -185,7 +190,7 @@ bool SlicePager::consistent() const {
 
 CopyRequest SlicePager::copy_into(int slot, SliceId slice) {
   SlotEvents& events = slot_events_[slot];
-  return {cache_.slot_address(slot), store_.address(slice), grid_.slice_bytes, events.last_use,
+  return {cache_.slot_address(slot), store_->address(slice), grid_.slice_bytes, events.last_use,
           events.ready.get()};
 }
 

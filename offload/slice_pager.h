@@ -49,11 +49,14 @@ class SlicePager {
  public:
   using UseSlice = std::function<void(SliceId slice, const std::byte* address)>;
 
-  // Allocates the device slots. Throws CapacityError.
-  SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options);
+  // Allocates the device slots. kept: a store with a home for every slice, of a device that outlives the
+  // pager; null: one of its own. What a store of its own would take is entered in the device's host budget
+  // either way. Throws CapacityError.
+  SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options,
+             std::shared_ptr<ExpertStore> kept = nullptr);
   ~SlicePager();
 
-  // Allocates the host store and fills it and the resident slots.
+  // Fills the host store, unless it was kept filled, and the resident slots.
   void load(const SliceSource& source, const Progress& progress);
 
   // experts: ascending, without repeats. Queues the copies of what is missing, calls overlap() for work that
@@ -70,7 +73,7 @@ class SlicePager {
 
   ExpertCounters counters() const { return counters_; }
   ResidencyVersion residency() const { return cache_.residency(); }
-  const ExpertStore& store() const { return store_; }
+  const ExpertStore& store() const { return *store_; }
   bool consistent() const;
 
  private:
@@ -97,7 +100,9 @@ class SlicePager {
   const ExpertGrid grid_;
   const PagerOptions options_;
   const InitialResidency initial_;
-  ExpertStore store_;
+  const std::shared_ptr<ExpertStore> store_;
+  const bool own_store_;
+  const uint64_t kept_bytes_;  // entered in the host budget for a store that is not its own
   Buffer slots_memory_;
 
   mutable std::mutex mutex_;  // guards cache_, events_[i].prefetch, step_, layer_

@@ -48,6 +48,7 @@ void cpu_slice(benchmark::State& state, SliceEncoding encoding) {
   CpuScratch scratch;
   tbb::task_arena arena(threads);
   size_t next = 0;
+  const Stopwatch watch;
   for (auto _ : state) {
     arena.execute([&] {
       kernel.accumulate(slices.data() + next * bytes, x.data(), tokens, sum.data(), scratch,
@@ -55,8 +56,9 @@ void cpu_slice(benchmark::State& state, SliceEncoding encoding) {
     });
     next = (next + 1) % count;
   }
+  const double seconds = watch.seconds();
   benchmark::DoNotOptimize(sum.data());
-  report_rate(state, static_cast<double>(bytes), host_read_ceiling(threads));
+  report_rate(state, static_cast<double>(bytes), host_read_ceiling(threads), seconds);
 }
 
 void thread_counts(benchmark::internal::Benchmark* benchmark) {
@@ -75,9 +77,11 @@ void quantize_activations(benchmark::State& state, SliceEncoding encoding) {
   const auto tokens = state.range(0);
   const auto x = random_values(tokens * kHidden);
   QuantizedActivations quantized;
+  const Stopwatch watch;
   for (auto _ : state) quantized.assign(encoding, x.data(), tokens, kHidden);
+  const double seconds = watch.seconds();
   benchmark::DoNotOptimize(quantized.values(0));
-  report_rate(state, static_cast<double>(x.size() * sizeof(float)), host_read_ceiling(1));
+  report_rate(state, static_cast<double>(x.size() * sizeof(float)), host_read_ceiling(1), seconds);
 }
 BENCHMARK_CAPTURE(quantize_activations, int8, SliceEncoding::int8)
     ->ArgName("tokens")

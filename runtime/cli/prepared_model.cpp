@@ -220,12 +220,15 @@ PreparedModel prepare(const Config& config) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   // On CUDA a core stays free for the thread that feeds and awaits the GPU.
   model.threads = config.cpu.threads > 0 ? config.cpu.threads : std::max(1, cuda ? cores - 1 : cores);
-  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block, 1, dtype);
+  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block,
+                              config.memory.sequences, dtype);
   model.prefill_chunk = config.memory.prefill_chunk > 0
                             ? std::min(config.memory.prefill_chunk, config.memory.context)
                             : models::default_prefill_chunk(model.spec, config.memory.context, cuda);
+  const int64_t most_tokens = std::max<int64_t>(model.prefill_chunk, config.memory.sequences);
   model.workspace_bytes = models::workspace_bytes(
-      model.spec, {model.prefill_chunk, config.memory.context, 1, dtype, model.slice_width, cuda, model.formats});
+      model.spec, {most_tokens, config.memory.context, config.memory.sequences, dtype, model.slice_width, cuda,
+                   model.formats});
   model.reserve_bytes = cuda ? kCudaReserve : 0;
   model.why_eager = why_eager(model, config);
   choose_miss(model, config);

@@ -26,6 +26,38 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
+// Loads the routed experts behind the executor that the plan asks for.
+std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
+                                              const Config& config, const models::TensorSource& source,
+                                              const Progress& progress,
+                                              std::shared_ptr<offload::ExpertStore> kept) {
+  const models::ModelSpec& spec = model.spec;
+  const SliceShape shape{spec.hidden, model.slice_width};
+  auto format = config.model.experts == SliceEncoding::dense
+                    ? make_dense_format(shape, config.model.dtype)
+                    : make_quantized_format(shape, config.model.experts);
+  const ExpertGrid grid{spec.moe_layers(), spec.experts,
+                        static_cast<int>(spec.expert_ffn / model.slice_width), format->slice_bytes()};
+  if (model.plan.all_resident) {
+    auto resident = std::make_unique<ResidentExperts>(device, grid, std::move(format));
+    resident->load(kept && kept->filled() ? static_cast<const SliceSource&>(*kept) : source, progress);
+    return resident;
+  }
+  const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
+  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth,
+                                                      std::move(kept));
+  pager->load(source, progress);
+  return pager;
+}
+
+std::string joined(const std::vector<std::string>& problems) {
+  std::string text = "the model does not fit:";
+  for (const std::string& problem : problems) text += "\n  " + problem;
+  return text;
+}
+
+}  // namespace
+
 models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec) {
   switch (routing.schedule) {
     case RoutingConfig::Schedule::router:
@@ -39,37 +71,6 @@ models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models
   return {};
 }
 
-// Loads the routed experts behind the executor that the plan asks for.
-std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
-                                              const Config& config, const models::TensorSource& source,
-                                              const Progress& progress) {
-  const models::ModelSpec& spec = model.spec;
-  const SliceShape shape{spec.hidden, model.slice_width};
-  auto format = config.model.experts == SliceEncoding::dense
-                    ? make_dense_format(shape, config.model.dtype)
-                    : make_quantized_format(shape, config.model.experts);
-  const ExpertGrid grid{spec.moe_layers(), spec.experts,
-                        static_cast<int>(spec.expert_ffn / model.slice_width), format->slice_bytes()};
-  if (model.plan.all_resident) {
-    auto resident = std::make_unique<ResidentExperts>(device, grid, std::move(format));
-    resident->load(source, progress);
-    return resident;
-  }
-  const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
-  auto pager =
-      std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth);
-  pager->load(source, progress);
-  return pager;
-}
-
-std::string joined(const std::vector<std::string>& problems) {
-  std::string text = "the model does not fit:";
-  for (const std::string& problem : problems) text += "\n  " + problem;
-  return text;
-}
-
-}  // namespace
-
 struct Session::Threads {
   // One more, because the caller's counts too.
   explicit Threads(int count) : limit(tbb::global_control::max_allowed_parallelism, count + 1) {}
@@ -77,7 +78,7 @@ struct Session::Threads {
 };
 
 Session::Session(const Config& config, const PreparedModel& model, const Progress& progress,
-                 models::RoutingSchedule schedule)
+                 models::RoutingSchedule schedule, std::shared_ptr<offload::ExpertStore> kept)
     : spec_(model.spec) {
   if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
   // What is cheap to find wrong comes first.
@@ -100,7 +101,7 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   weights_ = std::make_unique<models::LoadedWeights>(*device_, spec_, *source_, model.formats, progress);
   kv_ = std::make_unique<KvCache>(*device_, model.kv);
   if (spec_.moe_layers() > 0) {
-    executor_ = make_executor(*device_, model, config, *source_, progress);
+    executor_ = make_executor(*device_, model, config, *source_, progress, std::move(kept));
     executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
     if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
   }
@@ -127,6 +128,10 @@ ExpertCounters Session::counters() const {
   ExpertCounters counters = executor_ ? executor_->counters() : ExpertCounters();
   if (decoder_->graph() != nullptr) counters = counters + decoder_->graph()->counters();
   return counters;
+}
+
+std::vector<MissSpan> Session::latest_cpu_spans() const {
+  return workers_ ? workers_->latest_spans() : std::vector<MissSpan>();
 }
 
 Session::~Session() = default;

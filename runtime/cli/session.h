@@ -9,6 +9,7 @@
 #include "models/decoder.h"
 #include "models/routing_schedule.h"
 #include "models/tensor_source.h"
+#include "offload/expert_store.h"
 #include "runtime/cli/prepared_model.h"
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_executor.h"
@@ -17,17 +18,23 @@
 
 namespace lighter::cli {
 
+// Who chooses the experts as configured; empty: the router.
+models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec);
+
 class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.
-  // schedule: who chooses the experts; empty: what the configuration says.
+  // schedule: who chooses the experts; empty: what the configuration says. kept: a store of this model's experts,
+  // with a home for every slice, that outlives the session; it is filled if it is not yet.
   Session(const Config& config, const PreparedModel& model, const Progress& progress,
-          models::RoutingSchedule schedule = {});
+          models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr);
   ~Session();
 
   models::Decoder& decoder() { return *decoder_; }
   Device& device() { return *device_; }
   ExpertCounters counters() const;
+  // What the CPU's workers did last, if there are any. After Model::rest().
+  std::vector<MissSpan> latest_cpu_spans() const;
 
   // On the CPU: the budget's entries at their peak, the workspace as far as it was used. On CUDA: what the
   // driver says is in use; nothing is given back before the session ends, so that is the peak.

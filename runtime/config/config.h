@@ -47,6 +47,7 @@ struct MemoryConfig {
   int64_t context = 8192;          // tokens
   int64_t prefill_chunk = 0;       // tokens; 0 = auto
   int64_t kv_block = 256;          // tokens; divides 8192
+  int sequences = 1;               // decoded together; each may grow to the context
 };
 
 struct ResidentAuto {};

@@ -245,6 +245,13 @@ std::vector<ConfigKey> make_keys() {
        256,
        false,
        [](Config& c, const json& v) { c.memory.kv_block = v.get<int64_t>(); }},
+      {"memory.sequences",
+       "Sequences that the KV cache has room for at once, each of them with the whole context. `lighter run` uses "
+       "one, `lighter bench` as many as its batch.",
+       {integer(1, 4096)},
+       1,
+       false,
+       [](Config& c, const json& v) { c.memory.sequences = v.get<int>(); }},
 
       {"offload.resident",
        "Share of the expert slices that starts in device memory: auto (what fits), a ratio from 0 to 1, or "

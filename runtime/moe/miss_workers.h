@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "runtime/moe/miss_mailbox.h"
 #include "runtime/moe/slice_places.h"
@@ -22,6 +23,13 @@ struct MissWorkersCounters {
   double busy_s = 0;   // from a post until its result was there
 };
 
+// When the workers had a layer's misses: steady_clock, nanoseconds.
+struct MissSpan {
+  int layer = 0;
+  int64_t begin_ns = 0;
+  int64_t end_ns = 0;
+};
+
 // One thread calls; counters() may be called by any.
 class MissWorkers {
  public:
@@ -32,6 +40,8 @@ class MissWorkers {
   // Between steps. Throws DeviceError: what a worker met.
   virtual void stop() = 0;
   virtual MissWorkersCounters counters() const = 0;
+  // The latest of each layer that had any. After stop().
+  virtual std::vector<MissSpan> latest_spans() const = 0;
 };
 
 }  // namespace lighter

@@ -42,20 +42,23 @@ refuses 2 'none.yaml' bench "$scratch/none.yaml" --out "$scratch/x"
 sweep 8 'resident: [0.5], rsident: 1' >"$scratch/typing.yaml"
 refuses 2 "did you mean 'points[0].resident'" bench "$scratch/typing.yaml" --out "$scratch/x"
 sweep 8 'resident: [0.5], policy: lru2' >"$scratch/policy.yaml"
-refuses 2 "'offload.policy' must be" bench "$scratch/policy.yaml" --out "$scratch/x"
+refuses 2 "policy.yaml:9:87: 'points[0].policy' must be one of static" bench "$scratch/policy.yaml" --out "$scratch/x"
 [[ -e $scratch/x ]] && fail 'a mistake in the sweep left a folder behind'
 refuses 2 'cannot be read' compare "$scratch/a.json" "$scratch/b.json"
 
-# What the machine cannot do is recorded, not fatal: a batch, a context, a trace of another model.
-sweep 8 'batch: [1, 64]' >"$scratch/batch.yaml"
+# What the machine cannot do is recorded, not fatal: here a batch whose keys and values pass the budget.
+sweep 8 'batch: [1, 3, 200]' >"$scratch/batch.yaml"
 "$lighter" bench "$scratch/batch.yaml" --out "$scratch/batch" --json >"$scratch/batch.json" 2>/dev/null || fail 'a failed point ended the sweep'
 python3 - "$scratch/batch.json" "$scratch/batch/results.json" <<'PY' || fail 'the failed points are not recorded'
 import json, sys
 shown, kept = (json.load(open(name)) for name in sys.argv[1:])
 assert shown == kept and kept["complete"]
 failed = [point for point in kept["points"] if point["status"] == "failed"]
-assert failed and all("batch of 64" in point["error"]["message"] for point in failed), failed
-assert sum(point["status"] == "measured" for point in kept["points"]) == 4
+assert failed and all("memory.gpu_budget" in point["error"]["message"] for point in failed), failed
+assert all(point["workload"]["batch"] == 200 for point in failed), failed
+assert sum(point["status"] == "measured" for point in kept["points"]) == 8
+three = next(p for p in kept["points"] if p["workload"]["batch"] == 3)
+assert len(three["runs"][0]["first_token_s"]) == 3 and three["decode_tokens_per_s"]["median"] > 0
 PY
 
 # Ctrl-C keeps what is done; resume measures the rest and nothing twice.

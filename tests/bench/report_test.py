@@ -42,12 +42,12 @@ document.body.append(out);
 CATCH = "<script>window.reportErrors = []; addEventListener('error', e => reportErrors.push(e.message));</script>"
 
 
-def browse(browser, page, *arguments):
+def browse(browser, page, *arguments, fragment=""):
     with tempfile.TemporaryDirectory() as profile:
         return subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
              f"--user-data-dir={profile}", "--window-size=1240,3400", "--virtual-time-budget=10000", *arguments,
-             page.as_uri()], capture_output=True, text=True, timeout=120)
+             page.as_uri() + fragment], capture_output=True, text=True, timeout=120)
 
 
 def probe(browser, report, folder):
@@ -82,6 +82,17 @@ def check_plots(found, results):
     assert bounds, "the bound is not drawn into the penalty's plot"
     assert found["ascending"] == sorted(found["ascending"]) and found["descending"] == found["ascending"][::-1]
     assert len(found["ascending"]) == len(measured)
+
+
+def check_alone(browser, report, folder):
+    """report.html#penalty is one plot, for a picture."""
+    picture = folder / "penalty.png"
+    dom = browse(browser, report, "--dump-dom", fragment="#penalty").stdout
+    assert '<body class="alone">' in dom, dom[-500:]
+    shown = [part for part in re.findall(r"<section([^>]*)>", dom) if "display: none" not in part]
+    assert len(shown) == 1, shown
+    browse(browser, report, f"--screenshot={picture}", fragment="#penalty")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
 
 
 def check_schema(results, source):
@@ -130,6 +141,7 @@ def main():
             print("no browser is installed here (one of: " + ", ".join(BROWSERS) + "): the page was not opened")
             sys.exit(77)
         check_plots(probe(browser, out / "report.html", folder), results)
+        check_alone(browser, out / "report.html", folder)
         if options.screenshots:
             options.screenshots.mkdir(parents=True, exist_ok=True)
             for mode, flags in (("light", []), ("dark", ["--blink-settings=preferredColorScheme=0"])):

@@ -118,6 +118,28 @@ TEST_CASE("the text of results reads back as what it was") {
   CHECK(Json::parse(results_text(results)) == results);
 }
 
+TEST_CASE("a file that is not what a sweep writes is refused, whatever is wrong with it") {
+  const test::TemporaryFolder folder;
+  const auto refused = [&](const std::function<void(Json&)>& damage) {
+    Json results = results_of();
+    damage(results);
+    CHECK_THROWS_AS(read_results(folder.write("results.json", results.dump())), ConfigError);
+  };
+  const Json good = results_of();
+  CHECK(read_results(folder.write("results.json", good.dump())) == good);
+  refused([](Json& r) { r["version"] = kResultsVersion + 1; });
+  refused([](Json& r) { r["format"] = "other"; });
+  refused([](Json& r) { r["points"] = 3; });
+  refused([](Json& r) { r["points"].push_back(Json::object()); });
+  refused([](Json& r) { r["points"].push_back(3); });
+  refused([](Json& r) { r["points"][1].erase("key"); });
+  refused([](Json& r) { r["points"][1]["decode_tokens_per_s"] = 3; });
+  refused([](Json& r) { r["machine"].erase("rates"); });
+  CHECK_THROWS_AS(read_results(folder.write("results.json", "{")), ConfigError);
+  CHECK_THROWS_AS(read_results(folder.path), ConfigError);
+  CHECK_THROWS_AS(read_results(folder.path / "none"), ConfigError);
+}
+
 TEST_CASE("the report holds data and library, and no text of the data can end its script") {
   const std::string evil = "</script><!--<script>";
   const std::string page = results_html(results_of(1, 0, evil));

@@ -73,7 +73,7 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
   Load load(const bench::Point& point) override {
     if (loaded_ && point_.overrides == point.overrides) {
       point_ = point;
-      return {this, 1, true, std::nullopt};
+      return {this, 1, true, false, std::nullopt};
     }
     unload();
     const uint64_t in_use = in_use_;
@@ -88,7 +88,7 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
     facts_.layers = facts_.threads = 1;
     facts_.context = 100;
     facts_.memory = {{"experts", 10, 20}};
-    return {this, 1, false, in_use};
+    return {this, 1, false, false, in_use};
   }
   void unload() override { loaded_ = false; }
   std::optional<uint64_t> in_use_bytes() override { return in_use_; }
@@ -101,8 +101,8 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
   }
 
  private:
-  const bench::PointFacts& facts() const override { return facts_; }
-  bench::RequestSample run(const bench::Workload& workload) override {
+  bench::PointFacts facts(const bench::Workload&) const override { return facts_; }
+  bench::RequestSample run(const bench::Workload& workload, int) override {
     on_run(point_);
     ++runs;
     bench::RequestSample sample;
@@ -116,9 +116,9 @@ class PretendedBench : public bench::Workbench, private bench::LoadedPoint {
     return sample;
   }
   bench::MemoryPeaks memory() const override { return {1000, std::nullopt, 2000, 3000}; }
-  std::optional<bench::Timeline> record_step() override {
+  bench::Timeline record_step() override {
     on_record(point_);
-    return bench::Timeline{"imagination", {{"CPU", "thinking", 0, 1}}};
+    return {"imagination", {{"CPU", "thinking", 0, 1}}, std::nullopt};
   }
 
   std::mt19937 engine_{std::random_device{}()};

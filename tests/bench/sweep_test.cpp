@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "runtime/config/config_keys.h"
 #include "tests/bench/sweep_files.h"
 
 namespace lighter::bench {
@@ -94,11 +95,14 @@ TEST_CASE("mistakes in a sweep are found with their place, before anything runs"
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], residnt: 1}\n") ==
         "sweep.yaml:7:23: unknown key 'points[0].residnt'; did you mean 'points[0].resident'?");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], resident: [0, 2]}\n") ==
-        "sweep.yaml:7:37: 'points[0].resident[1]' must be a number from 0 to 1, but is 2");
+        "sweep.yaml:7:37: 'points[0].resident[1]' must be auto, or a number from 0 to 1, but is 2");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [huge]}\n") ==
         "sweep.yaml:7:14: no model is called 'huge'; there are: small, large");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], resident: []}\n") ==
         "sweep.yaml:7:33: 'resident' is an empty list");
+  CHECK(sweep_error(kSweepHead + "points: [{models: []}]\n") == "sweep.yaml:6:19: 'models' is an empty list");
+  CHECK(sweep_error(kSweepHead + "points: []\n") ==
+        "sweep.yaml:6:9: 'points' must be a list of maps, but is an empty list");
   CHECK(sweep_error(kSweepHead + "points: 3\n") ==
         "sweep.yaml:6:9: 'points' must be a list of maps, but is 3");
   CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large]}\nname: y\n") ==
@@ -108,9 +112,54 @@ TEST_CASE("mistakes in a sweep are found with their place, before anything runs"
 }
 
 TEST_CASE("a configuration that cannot be is named with its model before anything runs") {
-  const std::string error = sweep_error(kSweepHead + "points:\n  - {models: [large], experts: int7}\n");
-  CHECK(error.starts_with(
-      "sweep.yaml:7:5: the model 'large' cannot be configured so: --set model.experts=int7: "));
+  const std::string error =
+      sweep_error(kSweepHead + "points:\n  - {models: [large], set: [model.layers=3], resident: 1}\n");
+  CHECK(
+      error.starts_with("sweep.yaml:7:5: the model 'large' cannot be configured so: --set model.layers=3: "));
+}
+
+TEST_CASE("an axis takes the values that the configuration knows, auto among them") {
+  const test::TemporaryFolder folder;
+  for (const char* key : {"offload.miss", "offload.policy", "model.format"}) {
+    const std::string axis = std::string(key).substr(std::string(key).rfind('.') + 1);
+    for (const std::string& word : find_key(key)->forms.front().words) {
+      const Sweep sweep =
+          sweep_of(folder, kSweepHead + "points:\n  - {models: [large], " + axis + ": " + word + "}\n");
+      CHECK(sweep.points[2].overrides == std::vector<std::string>{std::string(key) + "=" + word});
+    }
+    const std::string error =
+        sweep_error(kSweepHead + "points:\n  - {models: [large], " + axis + ": [int7]}\n");
+    CHECK_MESSAGE(error.starts_with("sweep.yaml:7:"), error);
+    CHECK_MESSAGE(error.find("'points[0]." + axis + "[0]' must be") != error.npos, error);
+  }
+  const Sweep mixed = sweep_of(folder, kSweepHead + "points:\n  - {models: [large], resident: [0, auto]}\n");
+  CHECK(mixed.points[3].overrides == std::vector<std::string>{"offload.resident=auto"});
+}
+
+TEST_CASE("a batch loads the model for as many sequences, the baseline too") {
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(folder, kSweepHead + "points:\n  - {models: [large], batch: [1, 3]}\n");
+  REQUIRE(sweep.points.size() == 3 * 2 + 2);
+  for (const Point& point : sweep.points) {
+    const bool three = std::ranges::find(point.overrides, "memory.sequences=3") != point.overrides.end();
+    CHECK(three == (point.workload.batch == 3));
+  }
+}
+
+TEST_CASE("more tokens than the context holds are refused, whichever model lacks the room") {
+  CHECK(sweep_error(kSweepHead + "points:\n  - {models: [large], prompt_tokens: [8, 9000]}\n") ==
+        "sweep.yaml:7:38: 9000 + 32 tokens are more than the model 'large' has room for: its memory.context "
+        "is 8192; "
+        "raise it, or ask for fewer");
+  CHECK(sweep_error(kSweepHead +
+                    "points:\n  - {models: [large], prompt_tokens: 9000, set: [memory.context=10000]}\n")
+            .starts_with("sweep.yaml:2:11: 9000 + 32 tokens are more than the model 'small' has room for"));
+}
+
+TEST_CASE("prompts and traces that are not there are named with their place") {
+  const std::string points = "points: [{models: [large]}]\n";
+  CHECK(sweep_error(kSweepHead + points + "prompt: {file: none.txt}\n").starts_with("sweep.yaml:7:16: "));
+  CHECK(sweep_error(kSweepHead + points + "trace: none.trace\n").starts_with("sweep.yaml:7:8: "));
 }
 
 TEST_CASE("the sweeps in configs can be read") {
