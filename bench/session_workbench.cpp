@@ -56,6 +56,8 @@ MissWay miss_way(const Config& config) {
     case OffloadConfig::Miss::automatic:
     case OffloadConfig::Miss::fetch:
     case OffloadConfig::Miss::zero_copy:
+    case OffloadConfig::Miss::cpu:
+    case OffloadConfig::Miss::split:
       return MissWay::link;
   }
   return MissWay::link;

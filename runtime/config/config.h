@@ -46,6 +46,7 @@ struct MemoryConfig {
   uint64_t host_budget_bytes = 0;  // hard
   int64_t context = 8192;          // tokens
   int64_t prefill_chunk = 0;       // tokens; 0 = auto
+  int sequences = 1;               // at once
   int64_t kv_block = 256;          // tokens; divides 8192
 };
 
@@ -69,7 +70,7 @@ struct RoutingConfig {
 
 struct OffloadConfig {
   enum class Policy { static_, lru, lfu };
-  enum class Miss { automatic, fetch, zero_copy };
+  enum class Miss { automatic, fetch, zero_copy, cpu, split };
   Resident resident;
   Policy policy = Policy::lru;
   Miss miss = Miss::automatic;
@@ -78,6 +79,9 @@ struct OffloadConfig {
   int64_t slice_width = 0;  // FFN columns in a slice; 0 = auto
   RoutingConfig routing;
 };
+
+// As in YAML.
+const char* miss_name(OffloadConfig::Miss miss);
 
 struct CpuConfig {
   int threads = 0;  // 0 = auto

@@ -79,9 +79,11 @@ OffloadConfig::Policy parse_policy(const std::string& value) {
   return value == "lru" ? OffloadConfig::Policy::lru : OffloadConfig::Policy::lfu;
 }
 
+constexpr const char* kMisses[] = {"auto", "fetch", "zero_copy", "cpu", "split"};  // as enumerated
+
 OffloadConfig::Miss parse_miss(const std::string& value) {
-  if (value == "fetch") return OffloadConfig::Miss::fetch;
-  return value == "zero_copy" ? OffloadConfig::Miss::zero_copy : OffloadConfig::Miss::automatic;
+  return static_cast<OffloadConfig::Miss>(std::find(std::begin(kMisses), std::end(kMisses), value) -
+                                          std::begin(kMisses));
 }
 
 DecodeMode parse_decode(const std::string& value) {
@@ -231,6 +233,12 @@ std::vector<ConfigKey> make_keys() {
        8192,
        false,
        [](Config& c, const json& v) { c.memory.context = v.get<int64_t>(); }},
+      {"memory.sequences",
+       "Sequences that the KV cache has room for at once, each of memory.context tokens.",
+       {integer(1, 4096)},
+       1,
+       false,
+       [](Config& c, const json& v) { c.memory.sequences = v.get<int>(); }},
       {"memory.prefill_chunk",
        "Prompt tokens computed in one step: auto or a count.",
        {words({"auto"}), integer(1, kMaxTokens)},
@@ -260,8 +268,9 @@ std::vector<ConfigKey> make_keys() {
        [](Config& c, const json& v) { c.offload.policy = parse_policy(v.get<std::string>()); }},
       {"offload.miss",
        "How a decoded token gets at slices that are not resident: fetch copies them to the device, zero_copy lets "
-       "the GPU read them where they are; auto is zero_copy in a graph, else fetch. Prefill always fetches.",
-       {words({"auto", "fetch", "zero_copy"})},
+       "the GPU read them where they are, cpu has the CPU compute them, and split divides them between zero_copy and "
+       "cpu so that both end together. auto is split where it can be, else zero_copy, and fetch without a graph.",
+       {words({std::begin(kMisses), std::end(kMisses)})},
        "auto",
        false,
        [](Config& c, const json& v) { c.offload.miss = parse_miss(v.get<std::string>()); }},
@@ -372,6 +381,10 @@ std::string_view last_part(std::string_view path) {
 }
 
 }  // namespace
+
+const char* miss_name(OffloadConfig::Miss miss) {
+  return kMisses[static_cast<size_t>(miss)];
+}
 
 const std::vector<ConfigKey>& config_keys() {
   static const std::vector<ConfigKey> keys = make_keys();

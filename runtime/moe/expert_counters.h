@@ -11,12 +11,14 @@ struct ExpertCounters {
   uint64_t slices_prefetched = 0;  // were arriving or had arrived ahead of their layer
   uint64_t slices_missed = 0;      // were asked for by their layer
   uint64_t evictions = 0;
-  uint64_t demand_bytes = 0;           // copied because a layer needed them
+  uint64_t demand_bytes = 0;           // copied, or read by the device from host memory, because a layer needed them
+  uint64_t cpu_bytes = 0;              // computed by the CPU instead
   uint64_t prefetch_bytes = 0;         // copied on a guess
   uint64_t prefetch_wasted_bytes = 0;  // copied ahead, on a guess or while streaming, and not needed
   uint64_t demand_busy_bytes = 0;      // copied in demand_busy_s
   double demand_busy_s = 0;            // with a demand copy outstanding
   double stall_s = 0;                  // the compute stream waited for slices
+  double cpu_busy_s = 0;               // the CPU's workers had cpu_bytes to compute
 
   double hit_rate() const {
     return slices_used == 0 ? 1.0 : static_cast<double>(slices_resident) / static_cast<double>(slices_used);
@@ -35,11 +37,13 @@ struct ExpertCounters {
     d.slices_missed -= before.slices_missed;
     d.evictions -= before.evictions;
     d.demand_bytes -= before.demand_bytes;
+    d.cpu_bytes -= before.cpu_bytes;
     d.prefetch_bytes -= before.prefetch_bytes;
     d.prefetch_wasted_bytes -= before.prefetch_wasted_bytes;
     d.demand_busy_bytes -= before.demand_busy_bytes;
     d.demand_busy_s -= before.demand_busy_s;
     d.stall_s -= before.stall_s;
+    d.cpu_busy_s -= before.cpu_busy_s;
     return d;
   }
 };
