@@ -51,16 +51,9 @@ std::string routing_name(const Config& config, const Inputs& inputs) {
   return "?";
 }
 
-MissWay miss_way(const Config& config) {
-  switch (config.offload.miss) {
-    case OffloadConfig::Miss::automatic:
-    case OffloadConfig::Miss::fetch:
-    case OffloadConfig::Miss::zero_copy:
-    case OffloadConfig::Miss::cpu:
-    case OffloadConfig::Miss::split:
-      return MissWay::link;
-  }
-  return MissWay::link;
+MissWay miss_way(const cli::PreparedModel& model) {
+  if (model.miss == OffloadConfig::Miss::split) return MissWay::both;
+  return model.miss == OffloadConfig::Miss::cpu ? MissWay::cpu : MissWay::link;
 }
 
 // A recorded trace over the layers and positions of a model: both are repeated where the model has more of
@@ -124,7 +117,7 @@ PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const
   facts.layers = static_cast<int>(model.spec.layers.size());
   facts.threads = model.threads;
   facts.context = config.memory.context;
-  facts.miss_way = miss_way(config);
+  facts.miss_way = miss_way(model);
   facts.step_bytes = step_bytes(model, config);
   facts.gpu_budget_bytes = config.memory.gpu_budget_bytes;
   facts.host_budget_bytes = config.memory.host_budget_bytes;

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "models/rope.h"
 #include "runtime/error.h"
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_attention.h"
+#include "runtime/moe/share_control.h"
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
@@ -19,7 +21,6 @@ using kernels::WeightFormat;
 constexpr int kSequence = 0;
 // Blocks that read host memory: enough for PCIe, and few enough to leave the GPU to the resident slices.
 constexpr int kZeroCopyBlocks = 64;
-constexpr unsigned kWhole = 65536;  // as a share
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -56,6 +57,10 @@ struct TableLayout {
     entries = forced_at + shape.experts.layers * shape.spec.experts_per_token;
   }
 };
+
+MissMailboxShape mailbox_shape(const DecodeGraphShape& shape) {
+  return {shape.experts.layers, 1, shape.spec.hidden, shape.spec.experts_per_token};
+}
 
 // Room in one allocation; with no base it only counts.
 class Room {
@@ -95,7 +100,7 @@ struct DeviceRoom {
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *ready, *share;
+  unsigned *error, *late, *ready;
   Activations fixed[3];  // by format, of networks that every token passes
   Activations routed, from_host;
   kernels::JobList *resident, *zero_copy;
@@ -117,6 +122,7 @@ struct DeviceRoom {
     tables = room.take<int>(TableLayout(shape).entries);
     best = room.take<unsigned long long>(1);
     error = room.take<unsigned>(1);
+    late = room.take<unsigned>(1);
     const int64_t ffn = std::max(spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn);
     for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {
       if (std::count(shape.formats.shared.begin(), shape.formats.shared.end(), encoding) == 0) continue;
@@ -153,12 +159,14 @@ struct HostRoom {
   kernels::StepInput* input;
   kernels::StepOutput* output;
   int *tables, *chosen;
+  std::byte* mailbox;
 
   HostRoom(Room& room, const DecodeGraphShape& shape) {
     input = room.take<kernels::StepInput>(1);
     output = room.take<kernels::StepOutput>(1);
     tables = room.take<int>(TableLayout(shape).entries);
     chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
+    mailbox = room.take<std::byte>(shape.with_workers ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape))) : 0);
   }
 };
 
@@ -172,7 +180,8 @@ uint64_t counted(const DecodeGraphShape& shape) {
 class CudaDecodeGraph : public DecodeGraph {
  public:
   CudaDecodeGraph(const DecodeGraphShape& shape, const LoadedWeights& weights, KvCache& kv,
-                  const ExpertExecutor* executor, const RoutingSchedule& schedule, Device& device)
+                  const ExpertExecutor* executor, const RoutingSchedule& schedule, const MissSharing& sharing,
+                  Device& device)
       : shape_(shape),
         spec_(shape.spec),
         weights_(weights),
@@ -191,12 +200,18 @@ class CudaDecodeGraph : public DecodeGraph {
           Room room(host_memory_.data());
           return HostRoom(room, shape);
         }()),
+        workers_(sharing.workers),
+        share_(sharing.device_share, sharing.follow),
         side_(device.new_copy_stream()),
         main_stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())),
         side_stream_(static_cast<cudaStream_t>(side_->native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), main_stream_), "clearing");
     check(cudaStreamSynchronize(main_stream_), "clearing");
     std::memset(host_memory_.data(), 0, host_memory_.bytes());
+    if (workers_ != nullptr) {
+      mailbox_.emplace(on_host_.mailbox, mailbox_shape(shape_));
+      for (int layer = 0; layer < shape_.experts.layers; ++layer) *mailbox_->slot(layer).tokens = 1;
+    }
     const auto frequencies = inverse_frequencies(spec_.rope, spec_.head_dim);
     check(cudaMemcpy(on_device_.inverse_frequencies, frequencies.data(), frequencies.size() * sizeof(float),
                      cudaMemcpyHostToDevice),
@@ -208,6 +223,10 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   ~CudaDecodeGraph() override {
+    try {
+      rest();
+    } catch (const DeviceError&) {  // the workers' owner reports it
+    }
     cudaGraphExecDestroy(executable_);
     cudaEventDestroy(fork_);
     cudaEventDestroy(join_);
@@ -218,31 +237,54 @@ class CudaDecodeGraph : public DecodeGraph {
     kv_.reserve(kSequence, position);
     kernels::StepInput& input = *on_host_.input;
     input.step = ++step_;
-    input.zero_copy_share = kWhole;
+    input.zero_copy_share = share_.device_share();
     input.tokens[0] = static_cast<int>(token);
     input.positions[0] = static_cast<int>(position);
     write_tables(position);
+    if (workers_ != nullptr && !working_) {
+      workers_->start({*mailbox_, &places_, &input.zero_copy_share}, step_);
+      working_ = true;
+    }
     check(cudaGraphLaunch(executable_, main_stream_), "launching");
     check(cudaStreamSynchronize(main_stream_), "running");
     if (on_host_.output->error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
                         "; the weights are damaged, or the model needs decode: eager");
     }
-    if (on_host_.output->error != 0) {
-      throw DeviceError("decoding stopped at layer " + std::to_string(on_host_.output->error - 1) +
-                        ": the CPU's share of its experts did not come within " +
-                        std::to_string(kernels::kWaitLimitMs) + " ms; a worker has died or is starved");
-    }
+    if (on_host_.output->error != 0) throw_late(static_cast<int>(on_host_.output->error) - 1);
+    share_.step_ended(static_cast<int>(on_host_.output->late), shape_.experts.layers);
     count();
     return on_host_.output->ids[0];
+  }
+
+  void rest() override {
+    if (!working_) return;
+    working_ = false;
+    workers_->stop();
   }
 
   at::Tensor logits() const override {
     return view_of(on_device_.logits, {1, spec_.vocab}, device_, DType::fp32).cpu();
   }
-  const ExpertCounters& counters() const override { return counters_; }
+  ExpertCounters counters() const override {
+    ExpertCounters counters = counters_;
+    if (workers_ != nullptr) counters.cpu_busy_s = workers_->counters().busy_s;
+    return counters;
+  }
 
  private:
+  [[noreturn]] void throw_late(int layer) {
+    std::string why = "a worker has died or is starved of its core";
+    try {
+      rest();
+    } catch (const DeviceError& error) {
+      why = error.what();
+    }
+    throw DeviceError("decoding stopped at layer " + std::to_string(layer) +
+                      ": the CPU's share of its experts did not come within " +
+                      std::to_string(kernels::kWaitLimitMs) + " ms; " + why);
+  }
+
   // The residency, when it has changed.
   void update_places() {
     if (executor_ == nullptr || (places_.version != 0 && places_.version == executor_->places_version()))
@@ -273,7 +315,9 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   void count() {
+    const int groups = groups_per_slice();
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
+      uint64_t missed_here = 0;
       for (int rank = 0; rank < spec_.experts_per_token; ++rank) {
         const int expert = on_host_.chosen[layer * spec_.experts_per_token + rank];
         const size_t first = shape_.experts.index({layer, expert, 0});
@@ -282,9 +326,18 @@ class CudaDecodeGraph : public DecodeGraph {
         counters_.slices_used += shape_.experts.slices;
         counters_.slices_resident += shape_.experts.slices - missed;
         counters_.slices_missed += missed;
-        counters_.demand_bytes += missed * shape_.experts.slice_bytes;
+        missed_here += missed;
       }
+      const auto zero_copied = static_cast<uint64_t>(kernels::zero_copy_groups(
+          static_cast<int>(missed_here) * groups, on_host_.input->zero_copy_share));
+      const uint64_t group_bytes = shape_.experts.slice_bytes / groups;
+      counters_.demand_bytes += zero_copied * group_bytes;
+      counters_.cpu_bytes += (missed_here * groups - zero_copied) * group_bytes;
     }
+  }
+
+  int groups_per_slice() const {
+    return static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
   }
 
   const std::byte* data(WeightRole role, int layer = -1) const {
@@ -338,6 +391,7 @@ class CudaDecodeGraph : public DecodeGraph {
     begin.tables_to = on_device_.tables;
     begin.table_entries = tables_.entries;
     begin.best = on_device_.best;
+    begin.late = on_device_.late;
     begin.error = on_device_.error;
     kernels::decode_begin(begin, main_stream_);
     for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
@@ -354,7 +408,7 @@ class CudaDecodeGraph : public DecodeGraph {
     head.normed = normed(WeightRole::final_norm);
     head.best = on_device_.best;
     kernels::decode_linear(head, main_stream_);
-    kernels::decode_end(on_device_.best, on_device_.error, on_device_.state, on_host_.output, 1,
+    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state, on_host_.output, 1},
                         main_stream_);
     if (shape_.experts.layers > 0) {
       check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
@@ -475,7 +529,7 @@ class CudaDecodeGraph : public DecodeGraph {
     if (schedule_) r.forced = on_device_.tables + tables_.forced_at + moe_layer * spec_.experts_per_token;
     r.input = normed(WeightRole::ffn_norm, layer);
     r.device_table = on_device_.device_table + first;
-    r.groups_per_slice = static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
+    r.groups_per_slice = groups_per_slice();
     r.slice_bytes = shape_.experts.slice_bytes;
     r.resident = on_device_.resident;
     r.chosen = on_device_.chosen + moe_layer * spec_.experts_per_token;
@@ -487,6 +541,10 @@ class CudaDecodeGraph : public DecodeGraph {
     r.zero_copy_share = &on_device_.state->zero_copy_share;
     r.computed = on_device_.computed;
     r.positions = on_device_.positions;
+    if (workers_ != nullptr) {
+      const MissSlot slot = mailbox_->slot(moe_layer);
+      r.post = {slot.x, slot.experts, slot.weights, slot.posted};
+    }
     return r;
   }
 
@@ -565,6 +623,12 @@ class CudaDecodeGraph : public DecodeGraph {
     combine.partials = on_device_.partials;
     combine.computed = on_device_.computed;
     combine.positions = on_device_.positions;
+    if (workers_ != nullptr) {
+      const MissSlot slot = mailbox_->slot(spec_.layers[layer].moe_layer);
+      combine.from_cpu = slot.result;
+      combine.cpu_done = slot.done;
+    }
+    combine.late = on_device_.late;
     combine.step = &on_device_.state->step;
     combine.error = on_device_.error;
     combine.layer = layer;
@@ -584,6 +648,10 @@ class CudaDecodeGraph : public DecodeGraph {
   Buffer host_memory_;
   const DeviceRoom on_device_;
   const HostRoom on_host_;
+  MissWorkers* const workers_;
+  std::optional<MissMailbox> mailbox_;
+  ShareControl share_;
+  bool working_ = false;
   std::unique_ptr<Stream> side_;
   cudaStream_t main_stream_;
   cudaStream_t side_stream_;
@@ -643,8 +711,9 @@ uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape) {
 
 std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
                                                KvCache& kv, const ExpertExecutor* executor,
-                                               const RoutingSchedule& schedule, Device& device) {
-  return std::make_unique<CudaDecodeGraph>(shape, weights, kv, executor, schedule, device);
+                                               const RoutingSchedule& schedule, const MissSharing& sharing,
+                                               Device& device) {
+  return std::make_unique<CudaDecodeGraph>(shape, weights, kv, executor, schedule, sharing, device);
 }
 
 }  // namespace lighter::models

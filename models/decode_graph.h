@@ -1,7 +1,7 @@
 // Decoding without the host: one token of one sequence as one CUDA graph, from the token's id to the next one's.
 // What changes from step to step (token, position, KV blocks, step number) is written to mapped memory before
-// the graph is launched. Slices that are not resident are read by the GPU from host memory, beside the work on
-// resident ones; see runtime/kernels/decode.h.
+// the graph is launched. Slices that are not resident are read by the GPU from host memory, or computed by
+// workers on the CPU, or both, beside the work on resident ones; see runtime/kernels/decode.h.
 //
 // Built for one model on one device; not thread-safe. Steps throw DeviceError.
 #pragma once
@@ -17,6 +17,7 @@
 #include "models/weights.h"
 #include "runtime/kv/kv_cache.h"
 #include "runtime/moe/expert_executor.h"
+#include "runtime/moe/miss_workers.h"
 
 namespace lighter::models {
 
@@ -30,6 +31,14 @@ struct DecodeGraphShape {
   int64_t context = 0;
   int64_t kv_block = 0;
   bool all_resident = true;
+  bool with_workers = false;  // some missed slices are computed by the CPU
+};
+
+// Who computes missed slices. workers null: the device reads them all from host memory.
+struct MissSharing {
+  MissWorkers* workers = nullptr;
+  double device_share = 1;  // at first
+  bool follow = false;      // the share follows who is late
 };
 
 class DecodeGraph {
@@ -38,9 +47,11 @@ class DecodeGraph {
 
   // Enqueues the step and waits for it; returns the likeliest next token.
   virtual int64_t step(int64_t token, int64_t position) = 0;
+  // Lets the workers sleep until the next step. Throws what they met.
+  virtual void rest() = 0;
   // [1, vocab] fp32 on the host: of the last step.
   virtual at::Tensor logits() const = 0;
-  virtual const ExpertCounters& counters() const = 0;
+  virtual ExpertCounters counters() const = 0;
 };
 
 // Empty if the model can be decoded this way, else why not.
@@ -51,6 +62,7 @@ uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape);
 // All references must outlive it. Throws CapacityError, and ConfigError in a build without CUDA.
 std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
                                                KvCache& kv, const ExpertExecutor* executor,
-                                               const RoutingSchedule& schedule, Device& device);
+                                               const RoutingSchedule& schedule, const MissSharing& sharing,
+                                               Device& device);
 
 }  // namespace lighter::models

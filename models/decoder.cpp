@@ -59,6 +59,7 @@ void Decoder::forward_all(const Step& step, int64_t rows,
 
 // [tokens, hidden], before the last norm.
 at::Tensor Decoder::hidden_states(const Step& step) {
+  rest();
   const KvCache::StepIndex index = kv_.index(step);
   const AttentionStep attention_step = attention_.begin_step(step, index);
   at::Tensor x = embed(step);  // [tokens, hidden]
@@ -88,6 +89,10 @@ at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const St
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const at::Tensor normed = rms_norm(hidden, weights_.at(WeightRole::final_norm), spec_.norm_eps);
   return linear(normed, weights_, WeightRole::head).to(at::kFloat).cpu();
+}
+
+void Decoder::rest() {
+  if (graph_ != nullptr) graph_->rest();
 }
 
 // A chunk's keys are overwritten by the next one's, so a step ends with the chunk.

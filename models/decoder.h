@@ -36,6 +36,7 @@ class Decoder : public Model {
   int64_t context() const override { return kv_.shape().context; }
   int64_t vocab() const override { return spec_.vocab; }
   void release(int sequence) override { kv_.release(sequence); }
+  void rest() override;
   // Watches the routing of the steps to come; null ends it. Not for a model without MoE layers.
   void observe(RoutingObserver* observer) {
     moe_.value().observe(observer);

@@ -20,7 +20,7 @@
 #include <string>
 
 #include "offload/cpu_jobs.h"
-#include "offload/miss_mailbox.h"
+#include "runtime/moe/miss_mailbox.h"
 
 namespace lighter::offload {
 

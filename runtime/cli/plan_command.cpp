@@ -32,6 +32,9 @@ void print_text(const Config& config, const PreparedModel& model) {
                   plan.pager.spare_slots);
     }
     std::printf("\n");
+    if (!plan.all_resident) {
+      std::printf("what is missed when a token is decoded: %s (%s)\n", miss_name(model.miss), model.why_miss.c_str());
+    }
   }
   if (plan.fits()) {
     std::printf("\nIt fits.\n");
@@ -60,6 +63,7 @@ Json to_json(const Config& config, const PreparedModel& model) {
           {"device_budget_bytes", plan.device_budget_bytes},
           {"host_bytes", plan.host_bytes},
           {"host_budget_bytes", plan.host_budget_bytes},
+          {"miss", plan.all_resident ? "none" : miss_name(model.miss)},
           {"resident_share", plan.resident_share},
           {"resident_slices_per_layer", plan.pager.residents_per_layer},
           {"spare_slots", plan.pager.spare_slots}};

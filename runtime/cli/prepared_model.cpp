@@ -163,6 +163,7 @@ models::DecodeGraphShape decode_graph_shape(const PreparedModel& model, const Co
   shape.context = config.memory.context;
   shape.kv_block = model.kv.usable_block();
   shape.all_resident = model.plan.all_resident;
+  shape.with_workers = model.cpu_computes();
   return shape;
 }
 
@@ -175,11 +176,33 @@ std::string why_eager(const PreparedModel& model, const Config& config) {
   if (!why.empty() && config.decode == DecodeMode::graph) {
     throw ConfigError("decode is graph, but a decode graph cannot be had: " + why + "; set decode: auto");
   }
-  if (!why.empty() && config.offload.miss == OffloadConfig::Miss::zero_copy) {
-    throw ConfigError("offload.miss is zero_copy, which needs a decode graph, but that cannot be had: " + why +
-                      "; set offload.miss: auto");
+  using Miss = OffloadConfig::Miss;
+  if (!why.empty() && config.offload.miss != Miss::automatic && config.offload.miss != Miss::fetch) {
+    throw ConfigError("offload.miss is " + std::string(miss_name(config.offload.miss)) +
+                      ", which needs a decode graph, but that cannot be had: " + why + "; set offload.miss: auto");
   }
   return why;
+}
+
+// Sets miss and why_miss.
+void choose_miss(PreparedModel& model, const Config& config) {
+  using Miss = OffloadConfig::Miss;
+  const bool quantized = config.model.experts != SliceEncoding::dense;
+  const Miss asked = config.offload.miss;
+  model.miss = asked;
+  model.why_miss = "offload.miss is " + std::string(miss_name(asked));
+  if (!model.why_eager.empty() || model.spec.moe_layers() == 0) {
+    model.miss = Miss::fetch;
+    model.why_miss = model.spec.moe_layers() == 0 ? "the model has no experts" : model.why_eager;
+  } else if (asked == Miss::automatic) {
+    model.miss = quantized && model.threads > 1 ? Miss::split : Miss::zero_copy;
+    model.why_miss = quantized && model.threads > 1 ? "the CPU reads its memory beside the GPU's link to it"
+                     : quantized                    ? "there is no core for the CPU's share"
+                                                    : "the CPU computes only int8 and int4 experts";
+  } else if (model.cpu_computes() && !quantized) {
+    throw ConfigError(model.why_miss + ", but the CPU computes only int8 and int4 experts; set model.experts, or " +
+                      "offload.miss: zero_copy");
+  }
 }
 
 PreparedModel prepare(const Config& config) {
@@ -210,6 +233,7 @@ PreparedModel prepare(const Config& config) {
   model.workspace_bytes = models::workspace_bytes(model.spec, step);
   model.reserve_bytes = cuda ? kCudaReserve : 0;
   model.why_eager = why_eager(model, config);
+  choose_miss(model, config);
 
   offload::PlanRequest request;
   request.device_budget_bytes = config.memory.gpu_budget_bytes;

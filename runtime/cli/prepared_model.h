@@ -24,7 +24,12 @@ struct PreparedModel {
   uint64_t workspace_bytes = 0;
   uint64_t reserve_bytes = 0;
   std::string why_eager;  // empty: tokens are decoded as a CUDA graph
+  // What a graph's step does about slices that are not resident, never automatic, and why.
+  OffloadConfig::Miss miss = OffloadConfig::Miss::fetch;
+  std::string why_miss;
   offload::Plan plan;
+
+  bool cpu_computes() const { return miss == OffloadConfig::Miss::cpu || miss == OffloadConfig::Miss::split; }
 };
 
 // Reads config.json (or takes the preset) and plans. Throws ConfigError, CheckpointError; a plan that does

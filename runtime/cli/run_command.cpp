@@ -26,7 +26,7 @@ Json logprobs_json(const GenerateResult& result) {
   return all;
 }
 
-void print_json(const Config& config, bool decoded_by_graph, const Session& session, const GenerateRequest& request,
+void print_json(const Config& config, const PreparedModel& model, const Session& session, const GenerateRequest& request,
                 const GenerateResult& result, const ExpertCounters& counters) {
   const Json json = {{"prompt_ids", request.prompt},
                      {"ids", result.ids},
@@ -35,7 +35,7 @@ void print_json(const Config& config, bool decoded_by_graph, const Session& sess
                      {"logprobs", logprobs_json(result)},
                      {"prefill_tokens_per_s", result.prefill_tokens_per_s()},
                      {"decode_tokens_per_s", result.decode_tokens_per_s()},
-                     {"decode", decoded_by_graph ? "graph" : "eager"},
+                     {"decode", model.why_eager.empty() ? "graph" : "eager"},
                      {"time_to_first_token_s", result.time_to_first_token_s},
                      {"device_peak_bytes", session.device_peak_bytes()},
                      {"host_peak_bytes", session.host_peak_bytes()},
@@ -45,7 +45,10 @@ void print_json(const Config& config, bool decoded_by_graph, const Session& sess
                      {"slices_resident", counters.slices_resident},
                      {"slices_prefetched", counters.slices_prefetched},
                      {"slices_missed", counters.slices_missed},
+                     {"miss", model.plan.all_resident ? "none" : miss_name(model.miss)},
                      {"bytes_moved", counters.bytes_moved()},
+                     {"cpu_bytes", counters.cpu_bytes},
+                     {"cpu_busy_s", counters.cpu_busy_s},
                      {"prefetch_bytes", counters.prefetch_bytes},
                      {"prefetch_wasted_bytes", counters.prefetch_wasted_bytes},
                      {"stall_s", counters.stall_s},
@@ -75,13 +78,12 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
                100 * model.plan.resident_share, 100 * counters.hit_rate());
   if (model.plan.all_resident) return;
   std::fprintf(stderr,
-               "Of %llu expert slices used, %llu were on the device; the others were paged in: %s copied, %s "
-               "of it ahead "
-               "of need, %s spent waiting.\n",
+               "Of %llu expert slices used, %llu were on the device. Of the others, %s came over the link, %s of it "
+               "ahead of need, with %s spent waiting; the CPU computed %s.\n",
                static_cast<unsigned long long>(counters.slices_used),
                static_cast<unsigned long long>(counters.slices_resident),
                format_bytes(counters.bytes_moved()).c_str(), format_bytes(counters.prefetch_bytes).c_str(),
-               format_seconds(counters.stall_s).c_str());
+               format_seconds(counters.stall_s).c_str(), format_bytes(counters.cpu_bytes).c_str());
 }
 
 }  // namespace
@@ -112,7 +114,7 @@ int run_command(const RunOptions& options) {
       });
   const ExpertCounters counters = session.counters();
   if (json) {
-    print_json(config, model.why_eager.empty(), session, request, result, counters);
+    print_json(config, model, session, request, result, counters);
   } else {
     if (!text.tokenizer) {
       for (const int64_t id : result.ids) std::printf("%lld ", static_cast<long long>(id));

@@ -7,12 +7,16 @@
 #include "models/checkpoint_source.h"
 #include "models/quantizing_source.h"
 #include "models/synthetic_source.h"
+#include "offload/cpu_share.h"
 #include "offload/expert_pager.h"
 #include "runtime/error.h"
 #include "runtime/moe/resident_experts.h"
 
 namespace lighter::cli {
 namespace {
+
+// Where neither the CPU nor the link has been measured: what an H100 on PCIe 5 and 16 cores settled at.
+constexpr double kFirstDeviceShare = 0.25;
 
 std::unique_ptr<Device> make_device(const Config& config) {
   const MemoryConfig& memory = config.memory;
@@ -87,7 +91,8 @@ std::string joined(const std::vector<std::string>& problems) {
 }  // namespace
 
 struct Session::Threads {
-  explicit Threads(int count) : limit(tbb::global_control::max_allowed_parallelism, count) {}
+  // One more, because the caller's counts too.
+  explicit Threads(int count) : limit(tbb::global_control::max_allowed_parallelism, count + 1) {}
   tbb::global_control limit;
 };
 
@@ -123,8 +128,18 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule),
                                                *device_, config.model.dtype);
   if (model.why_eager.empty()) {
-    decoder_->decode_by(models::make_decode_graph(decode_graph_shape(model, config), *weights_, *kv_, executor_.get(),
-                                                  decode_schedule, *device_));
+    const models::DecodeGraphShape shape = decode_graph_shape(model, config);
+    models::MissSharing sharing;
+    if (model.cpu_computes() && !model.plan.all_resident) {
+      offload::CpuExpertsOptions options;
+      options.threads = model.threads;
+      workers_ = std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, spec_.hidden, shape.slice_width,
+                                                     spec_.weight_on, options);
+      const bool split = model.miss == OffloadConfig::Miss::split;
+      sharing = {workers_.get(), split ? kFirstDeviceShare : 0, split};
+    }
+    decoder_->decode_by(
+        models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule, sharing, *device_));
   }
 }
 

@@ -46,6 +46,7 @@ class Session {
   std::unique_ptr<models::LoadedWeights> weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<ExpertExecutor> executor_;
+  std::unique_ptr<MissWorkers> workers_;
   std::unique_ptr<models::Decoder> decoder_;
 };
 

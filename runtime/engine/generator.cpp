@@ -140,6 +140,7 @@ GenerateResult Generator::generate(const GenerateRequest& request, const OnText&
     ++result.decode_tokens;
   }
   result.decode_s = result.decode_tokens > 0 ? seconds_since(decode_begin) : 0;
+  model_.rest();
   if (stream && !stops.stopped()) {
     show(stops.push(stream->flush()));
     show(stops.flush());

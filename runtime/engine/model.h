@@ -21,6 +21,8 @@ class Model {
   virtual int64_t vocab() const = 0;
   // Forgets a sequence: its slot may begin another.
   virtual void release(int sequence) = 0;
+  // No step comes soon: workers that wait for one may sleep.
+  virtual void rest() = 0;
 };
 
 }  // namespace lighter

@@ -169,6 +169,7 @@ struct DecodeCombine {
   const float* from_cpu = nullptr;     // [tokens, hidden], mapped host memory, or null
   const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
   const unsigned* step = nullptr;
+  unsigned* late = nullptr;   // counts the launches that had to wait for the CPU
   unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
   int layer = 0;
   float* residual = nullptr;
@@ -198,17 +199,25 @@ struct DecodeBegin {
   int* tables_to = nullptr;          // device
   int table_entries = 0;
   unsigned long long* best = nullptr;  // [tokens], set to 0
-  unsigned* error = nullptr;           // set to 0
+  unsigned* late = nullptr;            // set to 0
+  unsigned* error = nullptr;           // likewise
 };
 void decode_begin(const DecodeBegin& begin, void* stream);
 
-// Writes the chosen ids and the error, for the host, in mapped memory.
+// What a step tells the host: the chosen ids, how many layers waited for the CPU, and what went wrong.
 struct StepOutput {
   int ids[kMostDecodeTokens] = {};
+  unsigned late = 0;
   unsigned error = 0;
   unsigned step = 0;
 };
-void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state,
-                StepOutput* out, int tokens, void* stream);
+struct DecodeEnd {
+  const unsigned long long* best = nullptr;  // [tokens]
+  const unsigned *late = nullptr, *error = nullptr;
+  const StepInput* state = nullptr;
+  StepOutput* out = nullptr;  // mapped host memory
+  int tokens = 1;
+};
+void decode_end(const DecodeEnd& end, void* stream);
 
 }  // namespace lighter::kernels

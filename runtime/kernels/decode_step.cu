@@ -62,22 +62,22 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
     reinterpret_cast<unsigned*>(b.state)[threadIdx.x] =
         reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
   }
-  if (threadIdx.x == 0) *b.error = 0;
+  if (threadIdx.x == 0) *b.error = *b.late = 0;
 }
 
-__global__ void end_kernel(const unsigned long long* best, const unsigned* error, const StepInput* state,
-                           StepOutput* out, int tokens) {
+__global__ void end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
-  if (static_cast<int>(threadIdx.x) < tokens) {
-    out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(best[threadIdx.x]));
+  if (static_cast<int>(threadIdx.x) < e.tokens) {
+    e.out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(e.best[threadIdx.x]));
   }
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) {
     constexpr unsigned infinity = 0xff800000u;  // as ranked
-    out->error = static_cast<unsigned>(best[0] >> 32) >= infinity ? kNotFinite : *error;
+    e.out->late = *e.late;
+    e.out->error = static_cast<unsigned>(e.best[0] >> 32) >= infinity ? kNotFinite : *e.error;
     __threadfence_system();
-    *reinterpret_cast<volatile unsigned*>(&out->step) = state->step;
+    *reinterpret_cast<volatile unsigned*>(&e.out->step) = e.state->step;
   }
 }
 
@@ -102,7 +102,10 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
     if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
   }
   if (c.from_cpu != nullptr) {
-    if (threadIdx.x == 0) wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+    if (threadIdx.x == 0) {
+      if (blockIdx.x == 0 && load_system(c.cpu_done) != *c.step) ++*c.late;
+      wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+    }
     __syncthreads();
     if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
   }
@@ -115,9 +118,8 @@ void decode_begin(const DecodeBegin& begin, void* stream) {
   launch(begin_kernel, dim3(begin.tokens + 1), kThreads, 0, stream, "begin of a step", begin);
 }
 
-void decode_end(const unsigned long long* best, const unsigned* error, const StepInput* state,
-                StepOutput* out, int tokens, void* stream) {
-  launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", best, error, state, out, tokens);
+void decode_end(const DecodeEnd& end, void* stream) {
+  launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", end);
 }
 
 void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream) {

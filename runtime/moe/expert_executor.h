@@ -14,12 +14,11 @@
 
 #include "runtime/moe/expert_counters.h"
 #include "runtime/moe/expert_id.h"
+#include "runtime/moe/slice_places.h"
+#include "runtime/moe/weight_on.h"
 #include "runtime/quant/packed_weight.h"
 
 namespace lighter {
-
-// Where a token's routing weight goes: Llama 4 scales what enters the expert, others what leaves it.
-enum class WeightOn { input, output };
 
 // The expert that serves every token, resident always: two tensors, or packed.
 struct SharedExpert {
@@ -40,13 +39,6 @@ struct MoeStep {
   at::Tensor weights;  // [tokens, k], on the device
   WeightOn weight_on = WeightOn::output;
   std::vector<RoutingHint> hints;
-};
-
-// Where every slice is, for kernels that find slices by themselves.
-struct SlicePlaces {
-  uint64_t version = 0;                  // another one when anything has changed; never 0
-  std::vector<const std::byte*> device;  // by grid index; null: not on the device
-  std::vector<const std::byte*> host;    // likewise; null: no home on the host
 };
 
 struct StepLimits {

@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace lighter::offload {
+namespace lighter {
 
 struct MissMailboxShape {
   int layers = 0;
@@ -66,4 +66,4 @@ constexpr bool step_reached(uint32_t step, uint32_t than) {
   return static_cast<int32_t>(step - than) >= 0;
 }
 
-}  // namespace lighter::offload
+}  // namespace lighter

@@ -1,9 +1,9 @@
-#include "offload/miss_mailbox.h"
+#include "runtime/moe/miss_mailbox.h"
 
 #include <atomic>
 #include <cassert>
 
-namespace lighter::offload {
+namespace lighter {
 namespace {
 
 constexpr uint64_t kAlignment = 128;
@@ -68,4 +68,4 @@ void MissMailbox::publish_done(int layer, uint32_t step) const {
   std::atomic_ref(*slot(layer).done).store(step, std::memory_order_release);
 }
 
-}  // namespace lighter::offload
+}  // namespace lighter

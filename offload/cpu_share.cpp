@@ -1,0 +1,89 @@
+#include "offload/cpu_share.h"
+
+#include <algorithm>
+#include <array>
+
+#include "runtime/error.h"
+#include "runtime/kernels/decode.h"
+
+namespace lighter::offload {
+namespace {
+
+CpuExpertsOptions with_width(CpuExpertsOptions options, int64_t width) {
+  options.expert_width = width;
+  return options;
+}
+
+// The smallest posted expert above `after`, or -1.
+int next_expert(const MissPost& post, int64_t choices, int after) {
+  int next = -1;
+  for (int64_t i = 0; i < choices; ++i) {
+    if (post.experts[i] > after && (next < 0 || post.experts[i] < next)) next = post.experts[i];
+  }
+  return next;
+}
+
+}  // namespace
+
+CpuShare::CpuShare(const ExpertGrid& grid, SliceEncoding encoding, int64_t hidden, int64_t slice_width,
+                   WeightOn weight_on, const CpuExpertsOptions& options)
+    : grid_(grid),
+      kernel_(encoding, hidden, slice_width),
+      weight_on_(weight_on),
+      cpu_(with_width(options, grid.slices * slice_width)) {}
+
+void CpuShare::start(const MissWork& work, uint32_t first_step) {
+  if (work.mailbox.shape().tokens > CpuSliceKernel::kMostTokens) {
+    throw DeviceError("a mailbox for " + std::to_string(work.mailbox.shape().tokens) + " tokens; the CPU's share takes " +
+                      std::to_string(CpuSliceKernel::kMostTokens));
+  }
+  cpu_.start_polling(
+      work.mailbox,
+      [this, work](int layer, const MissPost& post, CpuJobs& jobs) { list(work, layer, post, jobs); }, first_step);
+}
+
+void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJobs& jobs) const {
+  jobs.clear(kernel_);
+  const int64_t k = work.mailbox.shape().experts_per_token, choices = post.tokens * k;
+  const int64_t group = group_size(kernel_.layout().encoding), width = kernel_.layout().width;
+  const auto slices_of = [&](int expert) {
+    if (expert >= grid_.experts) {
+      throw DeviceError("the GPU posted expert " + std::to_string(expert) + " of " + std::to_string(grid_.experts));
+    }
+    return work.places->device.begin() + static_cast<int64_t>(grid_.index({layer, expert, 0}));
+  };
+  int missed = 0;
+  for (int e = next_expert(post, choices, -1); e >= 0; e = next_expert(post, choices, e)) {
+    missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
+  }
+  // The device has the first groups of the missed ones.
+  int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
+  for (int e = next_expert(post, choices, -1); e >= 0; e = next_expert(post, choices, e)) {
+    int id = -1;
+    for (int slice = 0; slice < grid_.slices; ++slice) {
+      if (slices_of(e)[slice] != nullptr) continue;
+      const int64_t begin = std::min(not_mine, width);
+      not_mine -= begin;
+      if (begin == width) continue;
+      if (id < 0) {
+        std::array<TokenUse, CpuSliceKernel::kMostTokens> uses;
+        size_t count = 0;
+        for (int64_t i = 0; i < choices; ++i) {
+          if (post.experts[i] != e) continue;
+          TokenUse& use = uses[count++];
+          use.token = static_cast<int32_t>(i / k);
+          (weight_on_ == WeightOn::input ? use.in_weight : use.out_weight) = post.weights[i];
+        }
+        id = jobs.add_expert({uses.data(), count});
+      }
+      jobs.add_job(id, work.places->host[grid_.index({layer, e, slice})], {begin, width});
+    }
+  }
+}
+
+MissWorkersCounters CpuShare::counters() const {
+  const CpuExpertsCounters counters = cpu_.counters();
+  return {counters.bytes, counters.busy_s};
+}
+
+}  // namespace lighter::offload
