@@ -79,7 +79,7 @@ bool Attention::flash() const {
 
 at::Tensor Attention::split(int layer, const at::Tensor& qkv, const AttentionStep& shared) const {
   const LayerSpec& kind = spec_.layers[layer];
-  if (fused::available(qkv)) {
+  if (fused::qkv_available(qkv)) {
     const at::Tensor out = at::empty({qkv.size(0), spec_.heads, spec_.head_dim}, qkv.options());
     kernels::QkvStep step;
     step.qkv = qkv.const_data_ptr();

@@ -10,6 +10,11 @@
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
+namespace {
+
+constexpr int64_t kSequenceStride = 10'000'019;
+
+}  // namespace
 
 Routing route(RouterKind kind, const at::Tensor& logits, int k, const at::Tensor& experts) {
   const bool by_softmax = kind == RouterKind::softmax_normalised;
@@ -43,7 +48,12 @@ at::Tensor MoeBlock::forward(int layer, const at::Tensor& residual, const at::Te
 at::Tensor MoeBlock::scheduled(int moe_layer, const Step& step) const {
   const int k = spec_.experts_per_token;
   std::vector<int64_t> experts(step.tokens.size() * k);
-  for (size_t i = 0; i < step.tokens.size(); ++i) schedule_(moe_layer, step.positions[i], &experts[i * k]);
+  // Sequences at the same position are routed as if they lay far apart in one.
+  for (size_t s = 0; s < step.sequences.size(); ++s) {
+    for (int64_t i = step.offsets[s]; i < step.offsets[s + 1]; ++i) {
+      schedule_(moe_layer, step.positions[i] + step.sequences[s] * kSequenceStride, &experts[i * k]);
+    }
+  }
   return to_device(experts, device_).view({static_cast<int64_t>(step.tokens.size()), k});
 }
 

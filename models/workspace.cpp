@@ -39,22 +39,22 @@ uint64_t packed_scratch(const ModelSpec& spec, const WorkspaceShape& shape,
   return most;
 }
 
-// The routed experts, and an unpacked shared one.
+// The routed experts.
 uint64_t moe_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   const uint64_t element = dtype_size(shape.dtype);
   const auto tokens = static_cast<uint64_t>(shape.max_tokens);
   const uint64_t hidden = spec.hidden, rows = tokens * spec.experts_per_token;
-  // What goes into the experts, twice; what comes out in fp32; that again by token.
-  uint64_t bytes = rows * hidden * (2 * element + 4) + tokens * hidden * 2 * 4 + rows * 64 + tokens * spec.experts * 16;
-  if (shape.experts == SliceEncoding::dense || !shape.cuda) {
-    bytes += rows * (3 * shape.slice_width + hidden) * element;
-  } else {
-    // Few tokens quantized, and many, in the worst case all, with one expert unpacked.
+  // What goes into the experts, twice, and what comes out in fp32; indices.
+  const uint64_t rows_bytes = rows * hidden * (2 * element + 4) + rows * 64 + tokens * spec.experts * 16;
+  uint64_t experts = rows * (3 * shape.slice_width + hidden) * element;
+  if (shape.experts != SliceEncoding::dense && shape.cuda) {
+    // Few tokens quantized; or many, in the worst case all, with one expert unpacked.
     const uint64_t ffn = spec.expert_ffn;
-    bytes += rows * (hidden + hidden / 64 * 8) + kFewTokens * ffn * 8;
-    if (rows > static_cast<uint64_t>(kFewTokens)) bytes += 2 * (3 * hidden * ffn + rows * (3 * ffn + hidden));
+    experts = rows * (hidden + hidden / 64 * 8) + kFewTokens * ffn * 8;
+    if (rows > static_cast<uint64_t>(kFewTokens)) experts += 2 * (3 * hidden * ffn + rows * (3 * ffn + hidden));
   }
-  return bytes + tokens * (3 * spec.shared_ffn + hidden) * element;
+  const uint64_t by_token = 3 * tokens * hidden * 4;  // afterwards: the same in the tokens' order, and the sum
+  return rows_bytes + std::max(experts, by_token);
 }
 
 }  // namespace
@@ -82,9 +82,13 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
 
   uint64_t feed_forward = 0;
   if (spec.dense_layers() > 0) feed_forward = tokens * 3 * spec.dense_ffn * element;
-  if (spec.moe_layers() > 0) feed_forward = std::max(feed_forward, moe_bytes(spec, shape));
-  feed_forward +=
-      packed_scratch(spec, shape, {WeightClass::shared_expert, WeightClass::dense_ffn}, shape.max_tokens);
+  // The shared expert comes before the routed ones and leaves its output.
+  feed_forward = std::max({feed_forward, tokens * 3 * spec.shared_ffn * element,
+                           packed_scratch(spec, shape, {WeightClass::shared_expert, WeightClass::dense_ffn},
+                                          shape.max_tokens)});
+  if (spec.moe_layers() > 0) {
+    feed_forward = tokens * hidden * element + std::max(feed_forward, moe_bytes(spec, shape));
+  }
   const uint64_t head = static_cast<uint64_t>(shape.sequences) * spec.vocab * (element + 4 + 4) +
                         packed_scratch(spec, shape, {WeightClass::head}, shape.sequences);
   const uint64_t largest = std::max({attention, feed_forward, head});

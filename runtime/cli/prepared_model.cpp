@@ -21,6 +21,8 @@ namespace {
 constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
 // A chunk of a prompt may take this part of the device's budget: more would cost more residents than it is worth.
 constexpr uint64_t kWorkspaceShare = 32;
+// Steps of so many tokens choose nearly every expert, and compute for longer than a copy takes.
+constexpr int64_t kStreamingChunk = 1024;
 // For the unquantized experts that loaders hold, all together.
 constexpr uint64_t kQuantizingScratch = uint64_t{1} << 30;
 
@@ -250,6 +252,10 @@ PreparedModel prepare(const Config& config) {
   request.pinned = pinned_experts(model.spec, config.offload.pin);
   const bool guessable = config.offload.routing.schedule == RoutingConfig::Schedule::router;
   request.prefetch_depth = config.offload.prefetch.enabled && guessable ? config.offload.prefetch.depth : 0;
+  // Attention and the shared expert of a long chunk take as long as a quarter of a layer's slices to come.
+  if (model.prefill_chunk >= kStreamingChunk) {
+    request.streaming_slots = static_cast<int>(request.grid.slices_per_layer() / 4);
+  }
   request.load_threads = model.threads;
   if (quantized && model.spec.moe_layers() > 0 && !config.model.is_synthetic()) {
     // Each loader holds an unquantized expert; the quantizing itself is done by all threads.

@@ -139,6 +139,25 @@ __global__ void __launch_bounds__(kThreads) qkv_kernel(QkvStep s) {
   }
 }
 
+using QkvKernel = void (*)(QkvStep);
+
+QkvKernel qkv_kernel_for(int head_dim) {
+  switch (head_dim) {
+    case 16:
+      return qkv_kernel<16>;
+    case 32:
+      return qkv_kernel<32>;
+    case 64:
+      return qkv_kernel<64>;
+    case 128:
+      return qkv_kernel<128>;
+    case 256:
+      return qkv_kernel<256>;
+    default:
+      return nullptr;
+  }
+}
+
 unsigned blocks_for(int64_t items, int64_t of_a_block) {
   return static_cast<unsigned>((items + of_a_block - 1) / of_a_block);
 }
@@ -168,15 +187,16 @@ void silu_times(const void* gate_up, int64_t rows, int64_t width, void* out, voi
   check_launch("SiLU");
 }
 
+bool qkv_step_supports(int head_dim) {
+  return qkv_kernel_for(head_dim) != nullptr;
+}
+
 void qkv_step(const QkvStep& step, void* stream) {
   if (step.tokens == 0) return;
-  const auto kernel = step.head_dim == 32    ? qkv_kernel<32>
-                      : step.head_dim == 64  ? qkv_kernel<64>
-                      : step.head_dim == 128 ? qkv_kernel<128>
-                      : step.head_dim == 256 ? qkv_kernel<256>
-                                             : nullptr;
+  const auto kernel = qkv_kernel_for(step.head_dim);
   if (kernel == nullptr) {
-    throw ConfigError("heads of " + std::to_string(step.head_dim) + " values are not supported; 32, 64, 128 and 256 are");
+    throw ConfigError("heads of " + std::to_string(step.head_dim) +
+                      " values are not supported; those of 16, 32, 64, 128 and 256 are");
   }
   const int64_t items = step.tokens * (step.heads + 2 * step.kv_heads);
   kernel<<<blocks_for(items, kThreads / 32), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(step);

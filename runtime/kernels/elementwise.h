@@ -22,7 +22,7 @@ void silu_times(const void* gate_up, int64_t rows, int64_t width, void* out, voi
 struct QkvStep {
   const void* qkv = nullptr;  // [tokens, heads + 2 * kv_heads, head_dim]
   int64_t tokens = 0;
-  int heads = 0, kv_heads = 0, head_dim = 0;  // head_dim 32, 64, 128 or 256
+  int heads = 0, kv_heads = 0, head_dim = 0;
   bool rope = false, interleaved = false;
   const float *cos = nullptr, *sin = nullptr;  // [tokens, head_dim / 2]
   bool qk_norm = false;
@@ -32,6 +32,7 @@ struct QkvStep {
   void *keys = nullptr, *values = nullptr;  // [.., kv_heads, head_dim]
   void* q = nullptr;                    // [tokens, heads, head_dim]
 };
+bool qkv_step_supports(int head_dim);  // 16, 32, 64, 128 and 256
 void qkv_step(const QkvStep& step, void* stream);
 
 }  // namespace lighter::kernels

@@ -71,17 +71,18 @@ void RoutedSum::end_expert() {
 void RoutedSum::finish(const at::Tensor& further, const at::Tensor& shared, at::Tensor& out) {
   end_expert();
   begun_ = false;
+  const at::Tensor sum = input_.sum;
+  input_ = {};  // gives its room back
   at::Tensor total;  // [tokens, hidden] fp32
   for (int64_t i = 0; i < places_.size(0); ++i) {
     const at::Tensor places = places_[i];
-    at::Tensor part = input_.sum.index_select(0, places);
+    at::Tensor part = sum.index_select(0, places);
     if (step_.weight_on == WeightOn::output) {
       const at::Tensor choices = rows_.index_select(0, places);
       part.mul_(step_.weights.reshape({-1}).index_select(0, choices).unsqueeze(1));
     }
     total = total.defined() ? total.add_(part) : part;
   }
-  input_ = {};
   if (further.defined()) total.add_(further);
   if (shared.defined()) total.add_(shared);
   out.copy_(total);

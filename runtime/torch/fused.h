@@ -15,6 +15,8 @@ bool available(const at::Tensor& x);
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 // gate_up: [rows, 2 · width], gates first; returns silu(gate) * up, [rows, width].
 at::Tensor silu_times(const at::Tensor& gate_up);
+// Whether qkv [tokens, heads, head_dim] can be given to qkv_step().
+bool qkv_available(const at::Tensor& qkv);
 void qkv_step(const kernels::QkvStep& step);
 
 }  // namespace lighter::fused

@@ -22,6 +22,10 @@ at::Tensor silu_times(const at::Tensor&) {
   absent();
 }
 
+bool qkv_available(const at::Tensor&) {
+  return false;
+}
+
 void qkv_step(const kernels::QkvStep&) {
   absent();
 }

@@ -33,6 +33,10 @@ at::Tensor silu_times(const at::Tensor& gate_up) {
   return out;
 }
 
+bool qkv_available(const at::Tensor& qkv) {
+  return available(qkv) && kernels::qkv_step_supports(static_cast<int>(qkv.size(-1)));
+}
+
 void qkv_step(const kernels::QkvStep& step) {
   kernels::qkv_step(step, stream());
 }
