@@ -117,7 +117,8 @@ at::Tensor Attention::split(int layer, const at::Tensor& qkv, const AttentionSte
   return q;
 }
 
-at::Tensor Attention::of_sequence(int layer, const at::Tensor& q, const AttentionStep& shared, size_t i) const {
+at::Tensor Attention::of_sequence(int layer, const at::Tensor& q, const AttentionStep& shared,
+                                  size_t i) const {
   const auto& reads = shared.index.groups[kv_.chunked(layer)].reads[i];
   const at::Tensor& mask = shared.masks[kv_.chunked(layer)][i];
   const int64_t group = spec_.heads / spec_.kv_heads;
@@ -138,7 +139,8 @@ at::Tensor Attention::of_sequence(int layer, const at::Tensor& q, const Attentio
                                  .permute({1, 2, 0, 3})
                                  .reshape({1, spec_.kv_heads, group * count, spec_.head_dim});
   const at::Tensor out = at::scaled_dot_product_attention(
-      queries, keys, values, mask.defined() ? std::optional(mask.unsqueeze(0)) : std::nullopt, 0.0, false, scale);
+      queries, keys, values, mask.defined() ? std::optional(mask.unsqueeze(0)) : std::nullopt, 0.0, false,
+      scale);
   return out.view({spec_.kv_heads, group, count, spec_.head_dim})
       .permute({2, 0, 1, 3})
       .reshape({count, spec_.heads * spec_.head_dim});
@@ -154,8 +156,10 @@ at::Tensor Attention::of_batch(int layer, const at::Tensor& q, const AttentionSt
   const int64_t queries_each = spec_.heads / spec_.kv_heads;
   const at::Tensor queries = q.reshape({count, spec_.kv_heads, queries_each, spec_.head_dim});
   const at::Tensor out = at::scaled_dot_product_attention(
-      queries, by_sequence(kv_.batch_keys(layer, shared.index)), by_sequence(kv_.batch_values(layer, shared.index)),
-      mask.defined() ? std::optional(mask.expand({count, spec_.kv_heads, queries_each, group.keys})) : std::nullopt,
+      queries, by_sequence(kv_.batch_keys(layer, shared.index)),
+      by_sequence(kv_.batch_values(layer, shared.index)),
+      mask.defined() ? std::optional(mask.expand({count, spec_.kv_heads, queries_each, group.keys}))
+                     : std::nullopt,
       0.0, false, 1.0 / std::sqrt(static_cast<double>(spec_.head_dim)));
   return out.reshape({count, spec_.heads * spec_.head_dim});
 }

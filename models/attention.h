@@ -17,7 +17,7 @@ struct AttentionStep {
   Rope::Angles angles;
   at::Tensor temperature;  // [tokens, 1, 1] fp32; undefined where no layer has it
   std::array<std::vector<at::Tensor>, 2>
-      masks;  // by group and sequence: [1, groups · tokens, keys], or undefined
+      masks;                              // by group and sequence: [1, groups · tokens, keys], or undefined
   std::array<at::Tensor, 2> batch_masks;  // by group: [sequences, 1, 1, keys], or undefined
 };
 

@@ -16,8 +16,8 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kCudaLibraries = 256 * kMiB;
 constexpr uint64_t kSmallTensors = 2 * kMiB;
 
-// The larger a chunk, the fewer times the experts that are not resident are streamed; with the largest that takes about
-// as long as computing.
+// The larger a chunk, the fewer times the experts that are not resident are streamed; with the largest that
+// takes about as long as computing.
 constexpr int64_t kLargestChunk = 8192;
 constexpr int64_t kSmallestChunk = 1024;
 
@@ -51,9 +51,11 @@ uint64_t moe_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
     // Few tokens quantized; or many, in the worst case all, with one expert unpacked.
     const uint64_t ffn = spec.expert_ffn;
     experts = rows * (hidden + hidden / 64 * 8) + kFewTokens * ffn * 8;
-    if (rows > static_cast<uint64_t>(kFewTokens)) experts += 2 * (3 * hidden * ffn + rows * (3 * ffn + hidden));
+    if (rows > static_cast<uint64_t>(kFewTokens))
+      experts += 2 * (3 * hidden * ffn + rows * (3 * ffn + hidden));
   }
-  const uint64_t by_token = 3 * tokens * hidden * 4;  // afterwards: the same in the tokens' order, and the sum
+  const uint64_t by_token =
+      3 * tokens * hidden * 4;  // afterwards: the same in the tokens' order, and the sum
   return rows_bytes + std::max(experts, by_token);
 }
 
@@ -65,7 +67,8 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   const uint64_t element = dtype_size(shape.dtype);
   const auto tokens = static_cast<uint64_t>(shape.max_tokens);
   const uint64_t hidden = spec.hidden;
-  const bool fused = shape.cuda && shape.dtype == DType::bf16;  // norms and attention in single passes, without masks
+  const bool fused =
+      shape.cuda && shape.dtype == DType::bf16;  // norms and attention in single passes, without masks
   const uint64_t stream =
       tokens * hidden * (4 * element + (fused ? 0 : 3 * 4));  // residual, normed, output; three fp32 copies
 
@@ -73,9 +76,12 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   const uint64_t kv = spec.kv_heads * spec.head_dim;
   const auto keys = static_cast<uint64_t>(shape.context);
   const uint64_t group = spec.heads / spec.kv_heads;
-  const uint64_t masks = tokens > 1 && !fused ? 2 * tokens * keys * (8 + 1 + element + 2 * group * element) : 0;
-  const uint64_t batch_masks = shape.sequences > 1 ? 2 * shape.sequences * keys * (8 + 8 + 1 + 2 * element) : 0;
-  const uint64_t scores = shape.cuda ? tokens * spec.heads * 4 : 2 * 4 * kMiB;  // flash attention's sums; its tiles
+  const uint64_t masks =
+      tokens > 1 && !fused ? 2 * tokens * keys * (8 + 1 + element + 2 * group * element) : 0;
+  const uint64_t batch_masks =
+      shape.sequences > 1 ? 2 * shape.sequences * keys * (8 + 8 + 1 + 2 * element) : 0;
+  const uint64_t scores =
+      shape.cuda ? tokens * spec.heads * 4 : 2 * 4 * kMiB;  // flash attention's sums; its tiles
   const uint64_t attention = tokens * (q + 2 * kv) * (2 * element + (fused ? 0 : 4 * 4)) +
                              2 * keys * kv * element * shape.sequences + scores +
                              packed_scratch(spec, shape, {WeightClass::attention}, shape.max_tokens);
@@ -83,9 +89,9 @@ uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape) {
   uint64_t feed_forward = 0;
   if (spec.dense_layers() > 0) feed_forward = tokens * 3 * spec.dense_ffn * element;
   // The shared expert comes before the routed ones and leaves its output.
-  feed_forward = std::max({feed_forward, tokens * 3 * spec.shared_ffn * element,
-                           packed_scratch(spec, shape, {WeightClass::shared_expert, WeightClass::dense_ffn},
-                                          shape.max_tokens)});
+  feed_forward = std::max(
+      {feed_forward, tokens * 3 * spec.shared_ffn * element,
+       packed_scratch(spec, shape, {WeightClass::shared_expert, WeightClass::dense_ffn}, shape.max_tokens)});
   if (spec.moe_layers() > 0) {
     feed_forward = tokens * hidden * element + std::max(feed_forward, moe_bytes(spec, shape));
   }

@@ -20,7 +20,8 @@ bool BatchShare::suits(const HostRouting& routing) {
 void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
                        const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on) {
   hidden_ = hidden;
-  if (!result_.defined() || result_.sizes() != hidden.sizes()) result_ = at::empty_like(hidden, hidden.options().pinned_memory(hidden.is_pinned()));
+  if (!result_.defined() || result_.sizes() != hidden.sizes())
+    result_ = at::empty_like(hidden, hidden.options().pinned_memory(hidden.is_pinned()));
   jobs_.clear(kernel_);
   const int64_t k = weights.size(1);
   const float* weight = weights.const_data_ptr<float>();
@@ -46,14 +47,17 @@ void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices
   started_ = true;
 }
 
-const at::Tensor& BatchShare::wait(const Event& device_done) {
+const at::Tensor& BatchShare::wait() {
   started_ = false;
   cpu_.wait();
-  ++layers_;
-  late_ += device_done.passed();
   busy_s_ += std::chrono::duration<double>(Clock::now() - begin_).count();
   bytes_ += jobs_.weight_bytes();
   return result_;
+}
+
+void BatchShare::layer_ended(bool late) {
+  ++layers_;
+  late_ += late;
 }
 
 void BatchShare::step_ended() {

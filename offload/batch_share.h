@@ -1,6 +1,6 @@
-// The CPU's part of the layers of a step of many sequences: slices that the device leaves over, for the tokens that
-// chose their experts; and the device's share of the absent slices, which follows who is the last to finish. Not
-// thread-safe.
+// The CPU's part of the layers of a step of many sequences: slices that the device leaves over, for the
+// tokens that chose their experts; and the device's share of the absent slices, which follows who is the last
+// to finish. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -40,12 +40,16 @@ class BatchShare {
   void start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
              const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on);
   bool started() const { return started_; }
-  // The sum over the slices, [tokens, hidden] fp32 on the host; the next start() overwrites it. device_done: passes
-  // when the device has its own part of the layer. Throws DeviceError: what a worker met.
-  const at::Tensor& wait(const Event& device_done);
+  // The sum over the slices, [tokens, hidden] fp32 on the host; the next start() overwrites it. Throws
+  // DeviceError: what a worker met.
+  const at::Tensor& wait();
+  // late: the link had nothing left to copy when the CPU was done, for this layer and as far as it goes
+  // ahead.
+  void layer_ended(bool late);
   void step_ended();
 
   uint64_t bytes() const { return bytes_; }
+  // From a start until its result was taken.
   double busy_s() const { return busy_s_; }
 
  private:

@@ -10,7 +10,8 @@ namespace {
 
 // From this share of a layer's experts on, all of them are streamed.
 constexpr double kStreamingShare = 0.75;
-// Choices of experts in a step in which the CPU takes part; with more of them it computes too slowly to be of use.
+// Choices of experts in a step in which the CPU takes part; with more of them it computes too slowly to be of
+// use.
 constexpr int64_t kMostShared = 512;
 
 }  // namespace
@@ -23,7 +24,6 @@ ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr
       format_(std::move(format)),
       hint_depth_(hint_depth),
       reading_(device),
-      layer_done_(device.new_event()),
       pager_(device, grid, options) {
   if (!share) return;
   share_ = std::make_unique<BatchShare>(*share);
@@ -86,12 +86,14 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   }
   std::optional<RoutedSum> sum;
   work.overlap = [&] { sum.emplace(device_, *format_, step, routing, grid_.slices); };
-  work.use = [&](int expert, int first, std::span<const std::byte* const> slices) { sum->add(expert, first, slices); };
+  work.use = [&](int expert, int first, std::span<const std::byte* const> slices) {
+    sum->add(expert, first, slices);
+  };
   pager_.visit(layer, routing.experts, streaming, work);
   at::Tensor of_cpu;
   if (share_ != nullptr && share_->started()) {
-    device_.compute_stream().record(*layer_done_);
-    of_cpu = share_->wait(*layer_done_).to(out.device(), true);
+    of_cpu = share_->wait().to(out.device(), true);
+    share_->layer_ended(!pager_.copying());
   }
   sum->finish(of_cpu, shared, out);
 }

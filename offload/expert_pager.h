@@ -18,7 +18,8 @@ class ExpertPager : public ExpertExecutor {
   // hint_depth: layers ahead for which the model should guess its routing; 0 switches prefetch off.
   // share: how the CPU takes part in steps of many sequences; none: it does not.
   ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
-              const PagerOptions& options, int hint_depth, const std::optional<BatchShareOptions>& share = {});
+              const PagerOptions& options, int hint_depth,
+              const std::optional<BatchShareOptions>& share = {});
 
   void load(const SliceSource& source, const Progress& progress) { pager_.load(source, progress); }
 
@@ -38,7 +39,7 @@ class ExpertPager : public ExpertExecutor {
  private:
   // What the host needs to know of a step's layer.
   struct Read {
-    at::Tensor experts;  // [tokens · (1 + hints), k]
+    at::Tensor experts;          // [tokens · (1 + hints), k]
     at::Tensor hidden, weights;  // fp32, for the CPU's share; else undefined
   };
   Read start_reading(const MoeStep& step);
@@ -48,7 +49,6 @@ class ExpertPager : public ExpertExecutor {
   std::unique_ptr<SliceFormat> format_;
   const int hint_depth_;
   HostReading reading_;
-  std::unique_ptr<Event> layer_done_;
   SlicePager pager_;
   std::vector<SharedExpert> shared_;
   std::unique_ptr<BatchShare> share_;

@@ -126,7 +126,8 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, 
   if (work.leave) {
     const std::vector<bool> over = left_over(layer);
     std::erase_if(needs, [&](const SliceNeed& need) {
-      const bool leave = need.presence == Presence::absent && over[need.slice.expert * grid_.slices + need.slice.slice];
+      const bool leave =
+          need.presence == Presence::absent && over[need.slice.expert * grid_.slices + need.slice.slice];
       if (leave) left.push_back(need.slice);
       return leave;
     });
@@ -171,17 +172,21 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, 
   if (streaming && layer + 1 < grid_.layers) stream_ahead(layer + 1, work.leave != nullptr);
 }
 
-// The slices of a layer that the device's share of the absent ones does not cover, by their place in the layer.
+// The slices of a layer that the device's share of the absent ones does not cover, by their place in the
+// layer.
 std::vector<bool> SlicePager::left_over(int layer) const {
   std::vector<bool> over(grid_.slices_per_layer());
   const ResidencyVersion residency = cache_.residency();
-  const auto absent = [&](int expert, int slice) { return !residency->at({layer, expert, slice}).on_device(); };
+  const auto absent = [&](int expert, int slice) {
+    return !residency->at({layer, expert, slice}).on_device();
+  };
   int64_t all = 0;
   for (int expert = 0; expert < grid_.experts; ++expert) {
     for (int i = 0; i < grid_.slices; ++i) all += absent(expert, i);
   }
   auto count = std::lround((1 - device_share_) * static_cast<double>(all));
-  std::vector<int> last(grid_.experts, grid_.slices);  // of each expert, from here on all absent ones are over
+  std::vector<int> last(grid_.experts,
+                        grid_.slices);  // of each expert, from here on all absent ones are over
   for (int64_t before = -1; count > 0 && count != before;) {
     before = count;
     for (int expert = 0; expert < grid_.experts && count > 0; ++expert) {

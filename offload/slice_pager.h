@@ -1,9 +1,9 @@
 // Brings the slices that a layer needs before the device, in the order of their sum. The part of ExpertPager
 // that knows no tensors.
 //
-// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come in
-// by themselves. Every slice of a step is visited or left over exactly once, in ascending order of expert and
-// slice.
+// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come
+// in by themselves. Every slice of a step is visited or left over exactly once, in ascending order of expert
+// and slice.
 #pragma once
 
 #include <functional>
@@ -60,7 +60,6 @@ struct LayerWork {
 
 class SlicePager {
  public:
-
   // Allocates the device slots. Throws CapacityError.
   SlicePager(Device& device, const ExpertGrid& grid, const PagerOptions& options);
   ~SlicePager();
@@ -68,14 +67,15 @@ class SlicePager {
   // Allocates the host store and fills it and the resident slots.
   void load(const SliceSource& source, const Progress& progress);
 
-  // experts: ascending, without repeats. Queues the copies of what is missing, and calls use() in the order of
-  // the sum.
-  // streaming: the batch needs nearly every expert, so no admission takes place, and the next layer's
-  // absent slices are queued as soon as slots are free.
+  // experts: ascending, without repeats. Queues the copies of what is missing, and calls use() in the order
+  // of the sum. streaming: the batch needs nearly every expert, so no admission takes place, and the next
+  // layer's absent slices are queued as soon as slots are free.
   void visit(int layer, std::span<const int> experts, bool streaming, const LayerWork& work);
-  // From now on: the part of each layer's absent slices that is copied in visits with `leave`; the others are left
-  // over, the same number of each expert's, its last ones. 1 until then. Call it between steps.
+  // From now on: the part of each layer's absent slices that is copied in visits with `leave`; the others are
+  // left over, the same number of each expert's, its last ones. 1 until then. Call it between steps.
   void set_device_share(double share) { device_share_ = share; }
+  // Whether slices that a visit needs, or the next one will, are still on their way.
+  bool copying() { return transfers_.demand_outstanding(); }
   // The coming layer will perhaps need these experts.
   void hint(int layer, std::vector<int> experts);
   // After the step's device work has finished: publishes the new residency, collects counters, and throws

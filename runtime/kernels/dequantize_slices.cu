@@ -23,8 +23,8 @@ struct Shape {
 
 // A piece is 8 bytes of q: 8 (int8) or twice 8 (int4) values. blockIdx.y: slice and matrix.
 template <Encoding E>
-__global__ void __launch_bounds__(kThreads)
-    dequantize(const __grid_constant__ Slices slices, Shape shape, __nv_bfloat16* gate_up, __nv_bfloat16* down) {
+__global__ void __launch_bounds__(kThreads) dequantize(const __grid_constant__ Slices slices, Shape shape,
+                                                       __nv_bfloat16* gate_up, __nv_bfloat16* down) {
   constexpr bool int8 = E == Encoding::int8;
   constexpr int group = int8 ? 128 : 64, values_each = int8 ? 8 : 16, pieces_of_a_group = int8 ? 16 : 4;
   const int slice = blockIdx.y / 3, matrix = blockIdx.y % 3;
@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads)
 
   // Gate and up rows of a slice follow one another; a down row's columns are a part of the expert's.
   const int64_t all = static_cast<int64_t>(shape.total) * elements, number = shape.first + slice;
-  __nv_bfloat16* const out = matrix == 2 ? down + number * shape.width : gate_up + matrix * all + number * elements;
+  __nv_bfloat16* const out =
+      matrix == 2 ? down + number * shape.width : gate_up + matrix * all + number * elements;
 
   const int begin = blockIdx.x * kThreads * kPieces + threadIdx.x;
   uint2 bytes[kPieces];

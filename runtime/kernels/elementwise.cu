@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads)
     const Eight scale = load(weight + i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      eight.v[j] = __float2bfloat16_rn(rounded(__bfloat162float(eight.v[j]) * factor) * __bfloat162float(scale.v[j]));
+      eight.v[j] =
+          __float2bfloat16_rn(rounded(__bfloat162float(eight.v[j]) * factor) * __bfloat162float(scale.v[j]));
     }
     store(out + at + i, eight);
   }
@@ -164,12 +165,14 @@ unsigned blocks_for(int64_t items, int64_t of_a_block) {
 
 void check_width(int64_t width) {
   if (width > 0 && width % 8 == 0 && width < int64_t{1} << 28) return;
-  throw ConfigError("rows of " + std::to_string(width) + " values are not supported: their number must be a multiple of 8");
+  throw ConfigError("rows of " + std::to_string(width) +
+                    " values are not supported: their number must be a multiple of 8");
 }
 
 }  // namespace
 
-void rms_norm(const void* x, const void* weight, float eps, int64_t rows, int64_t width, void* out, void* stream) {
+void rms_norm(const void* x, const void* weight, float eps, int64_t rows, int64_t width, void* out,
+              void* stream) {
   check_width(width);
   if (rows == 0) return;
   rms_norm_kernel<<<static_cast<unsigned>(rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(

@@ -11,7 +11,8 @@
 namespace lighter::kernels {
 
 // out [rows, width] = x / sqrt(mean(x²) + eps), rounded, times weight [width]. width is a multiple of 8.
-void rms_norm(const void* x, const void* weight, float eps, int64_t rows, int64_t width, void* out, void* stream);
+void rms_norm(const void* x, const void* weight, float eps, int64_t rows, int64_t width, void* out,
+              void* stream);
 
 // out [rows, width] = silu(gate), rounded, times up; gate_up: [rows, 2 * width], gates first. width is a
 // multiple of 8.
@@ -27,10 +28,10 @@ struct QkvStep {
   const float *cos = nullptr, *sin = nullptr;  // [tokens, head_dim / 2]
   bool qk_norm = false;
   float eps = 0;
-  const float* temperature = nullptr;   // [tokens] or null
-  const int64_t* rows = nullptr;        // [tokens]: where keys and values go
+  const float* temperature = nullptr;       // [tokens] or null
+  const int64_t* rows = nullptr;            // [tokens]: where keys and values go
   void *keys = nullptr, *values = nullptr;  // [.., kv_heads, head_dim]
-  void* q = nullptr;                    // [tokens, heads, head_dim]
+  void* q = nullptr;                        // [tokens, heads, head_dim]
 };
 bool qkv_step_supports(int head_dim);  // 16, 32, 64, 128 and 256
 void qkv_step(const QkvStep& step, void* stream);

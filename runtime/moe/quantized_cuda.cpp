@@ -23,8 +23,8 @@ bool few(RowRange rows) {
 
 }  // namespace
 
-void prepare(Device& device, SliceShape shape, SliceEncoding encoding, std::span<const RowRange> experts, int slices,
-             RoutedInput& input) {
+void prepare(Device& device, SliceShape shape, SliceEncoding encoding, std::span<const RowRange> experts,
+             int slices, RoutedInput& input) {
   const auto options = input.x.options();
   if (!std::ranges::all_of(experts, few)) {
     const int64_t ffn = slices * shape.width;
@@ -39,13 +39,13 @@ void prepare(Device& device, SliceShape shape, SliceEncoding encoding, std::span
   input.scales = at::empty({rows, groups}, options.dtype(at::kFloat));
   input.sums = at::empty({rows, groups}, options.dtype(at::kFloat));
   const auto kind = kernel_encoding(encoding);
-  const uint64_t bytes = kernels::workspace_bytes(kind, {shape.hidden, shape.width},
-                                                  std::min(slices, kernels::max_slices), static_cast<int>(most));
+  const uint64_t bytes = kernels::workspace_bytes(
+      kind, {shape.hidden, shape.width}, std::min(slices, kernels::max_slices), static_cast<int>(most));
   input.workspace = at::empty({static_cast<int64_t>(bytes)}, options.dtype(at::kByte));
   kernels::quantize_activations(
       kind,
-      input.x.scalar_type() == at::kFloat ? kernels::ActivationType::fp32 : kernels::ActivationType::bf16, rows,
-      shape.hidden, input.x.data_ptr(),
+      input.x.scalar_type() == at::kFloat ? kernels::ActivationType::fp32 : kernels::ActivationType::bf16,
+      rows, shape.hidden, input.x.data_ptr(),
       {input.q.data_ptr<int8_t>(), input.scales.data_ptr<float>(), input.sums.data_ptr<float>()},
       device.compute_stream().native_handle());
 }
@@ -54,7 +54,8 @@ void accumulate(Device& device, SliceShape shape, SliceEncoding encoding, int fi
                 std::span<const std::byte* const> slices, const RoutedInput& input, RowRange rows) {
   const auto kind = kernel_encoding(encoding);
   void* stream = device.compute_stream().native_handle();
-  const int64_t at = rows.first * shape.hidden, group_at = rows.first * (few(rows) ? input.scales.size(1) : 0);
+  const int64_t at = rows.first * shape.hidden,
+                group_at = rows.first * (few(rows) ? input.scales.size(1) : 0);
   for (size_t begin = 0; begin < slices.size(); begin += kernels::max_slices) {
     const auto part = slices.subspan(begin, std::min<size_t>(kernels::max_slices, slices.size() - begin));
     std::array<const void*, kernels::max_slices> addresses{};

@@ -14,8 +14,8 @@ void prepare(Device&, SliceShape, SliceEncoding, std::span<const RowRange>, int,
   absent();
 }
 
-void accumulate(Device&, SliceShape, SliceEncoding, int, std::span<const std::byte* const>, const RoutedInput&,
-                RowRange) {
+void accumulate(Device&, SliceShape, SliceEncoding, int, std::span<const std::byte* const>,
+                const RoutedInput&, RowRange) {
   absent();
 }
 

@@ -27,8 +27,8 @@ class QuantizedFormat : public SliceFormat {
     return input;
   }
 
-  void accumulate(Device& device, int first, std::span<const std::byte* const> slices, const RoutedInput& input,
-                  RowRange rows) const override {
+  void accumulate(Device& device, int first, std::span<const std::byte* const> slices,
+                  const RoutedInput& input, RowRange rows) const override {
     if (device.is_cuda()) {
       quantized_cuda::accumulate(device, shape_, encoding_, first, slices, input, rows);
       return;

@@ -41,8 +41,8 @@ void HostReading::wait() {
   done_->wait_on_host();
 }
 
-RoutedSum::RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing,
-                     int slices)
+RoutedSum::RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step,
+                     const HostRouting& routing, int slices)
     : device_(device), format_(format), step_(step), routing_(routing) {
   const int64_t tokens = step.experts.size(0), k = step.experts.size(1);
   rows_ = to_device(routing.rows, device);
@@ -72,7 +72,7 @@ void RoutedSum::finish(const at::Tensor& further, const at::Tensor& shared, at::
   end_expert();
   begun_ = false;
   const at::Tensor sum = input_.sum;
-  input_ = {};  // gives its room back
+  input_ = {};       // gives its room back
   at::Tensor total;  // [tokens, hidden] fp32
   for (int64_t i = 0; i < places_.size(0); ++i) {
     const at::Tensor places = places_[i];

@@ -1,5 +1,5 @@
-// One MoE layer's routed computation, expert by expert, shared by all executors so that their results are equal
-// bit for bit.
+// One MoE layer's routed computation, expert by expert, shared by all executors so that their results are
+// equal bit for bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +19,8 @@ struct HostRouting {
   std::vector<int> experts;      // chosen by any token, ascending
   std::vector<RowRange> ranges;  // for each of them: its choices in `rows`
   std::vector<int64_t> rows;     // all choices, by expert, then ascending
-  std::vector<int64_t> places;   // [k, tokens]: where a token's choices stand in `rows`, its lowest expert first
+  std::vector<int64_t>
+      places;  // [k, tokens]: where a token's choices stand in `rows`, its lowest expert first
 };
 
 // experts: [tokens, k] int64 on the host.
@@ -43,7 +44,8 @@ class HostReading {
 class RoutedSum {
  public:
   // slices: of an expert.
-  RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing, int slices);
+  RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing,
+            int slices);
 
   // Enqueues the share of some slices of an expert, `first` and the following. slices: packed, on the device.
   void add(int expert, int first, std::span<const std::byte* const> slices);
@@ -58,8 +60,8 @@ class RoutedSum {
   const SliceFormat& format_;
   const MoeStep& step_;
   const HostRouting& routing_;
-  at::Tensor rows_;       // routing.rows on the device
-  at::Tensor places_;     // [k, tokens] on the device
+  at::Tensor rows_;    // routing.rows on the device
+  at::Tensor places_;  // [k, tokens] on the device
   RoutedInput input_;
   bool begun_ = false;
   size_t position_ = 0;  // in routing.experts, of the one being summed

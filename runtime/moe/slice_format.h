@@ -23,7 +23,8 @@ struct SliceShape {
   int64_t width = 0;
 };
 
-// The tokens of a layer, sorted by the expert that they go to: what a format makes of them, once for all experts.
+// The tokens of a layer, sorted by the expert that they go to: what a format makes of them, once for all
+// experts.
 struct RoutedInput {
   at::Tensor x;    // [rows, hidden], contiguous
   at::Tensor sum;  // [rows, hidden] fp32, zeros: what the experts make of them
@@ -48,9 +49,9 @@ class SliceFormat {
   // x: [rows, hidden] in the model's dtype. experts: their rows. slices: of an expert.
   virtual RoutedInput prepare(Device& device, const at::Tensor& x, std::span<const RowRange> experts,
                               int slices) const = 0;
-  // Enqueues work with some slices of one expert, `first` and the following, at these device addresses. They may be
-  // overwritten after it. All slices come in their order, in calls of any length; then finish(). Then input.sum has
-  // the output for the rows, the same however the calls were cut.
+  // Enqueues work with some slices of one expert, `first` and the following, at these device addresses. They
+  // may be overwritten after it. All slices come in their order, in calls of any length; then finish(). Then
+  // input.sum has the output for the rows, the same however the calls were cut.
   virtual void accumulate(Device& device, int first, std::span<const std::byte* const> slices,
                           const RoutedInput& input, RowRange rows) const = 0;
   virtual void finish(Device&, const RoutedInput&, RowRange) const {}

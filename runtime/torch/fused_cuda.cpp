@@ -21,8 +21,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor rows = x.contiguous();
   const at::Tensor out = at::empty_like(rows);
   const int64_t width = x.size(-1);
-  kernels::rms_norm(rows.const_data_ptr(), weight.const_data_ptr(), static_cast<float>(eps), rows.numel() / width,
-                    width, out.data_ptr(), stream());
+  kernels::rms_norm(rows.const_data_ptr(), weight.const_data_ptr(), static_cast<float>(eps),
+                    rows.numel() / width, width, out.data_ptr(), stream());
   return out;
 }
 

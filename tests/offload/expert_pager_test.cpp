@@ -1,9 +1,9 @@
 // The pager with tensors around it: what it computes, with and without the CPU's part.
 #include "offload/expert_pager.h"
 
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/norm.h>
 #include <doctest/doctest.h>
 
@@ -93,7 +93,8 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
           for (int layer = 0; layer < grid.layers; ++layer) {
             // The last has more tokens of an expert than the CPU takes: the device does everything.
             for (const int64_t tokens : {int64_t{2}, int64_t{7}, int64_t{20}, int64_t{300}}) {
-              const MoeStep step = random_step(tokens, grid.experts, k, weight_on, static_cast<unsigned>(tokens + k));
+              const MoeStep step =
+                  random_step(tokens, grid.experts, k, weight_on, static_cast<unsigned>(tokens + k));
               at::Tensor expected = at::empty({tokens, kHidden}), out = at::empty({tokens, kHidden});
               resident.enqueue(layer, step, expected);
               const ExpertCounters before = pager.counters();
