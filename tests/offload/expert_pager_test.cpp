@@ -109,7 +109,8 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
                 CHECK(relative_error(out, expected) < 1e-5);
                 CHECK(did.cpu_bytes <= missed * grid.slice_bytes);
                 CHECK(did.cpu_bytes > 0);
-                if (device_share == 0) CHECK(did.cpu_bytes == missed * grid.slice_bytes);
+                // The step before has streamed a few of layer 1 ahead.
+                if (device_share == 0 && layer == 0) CHECK(did.cpu_bytes == missed * grid.slice_bytes);
               }
             }
           }
