@@ -25,9 +25,9 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
   last_.clear();
   meter_.begin(counters_());
   const auto begin = Clock::now();
-  for (int sequence = 0; sequence < batch; ++sequence) {
-    last_.push_back(prefill(sequence, prompts[sequence]));
-    sample.first_token_s.push_back(seconds_since(begin));
+  while (static_cast<int>(last_.size()) < batch) {
+    prefill(prompts);
+    sample.first_token_s.resize(last_.size(), seconds_since(begin));
   }
   sample.prefill = meter_.end(counters_());
   position_ = static_cast<int64_t>(prompts.front().size());
@@ -49,18 +49,29 @@ bool Requests::one_more_step() {
   return true;
 }
 
-int64_t Requests::prefill(int sequence, const std::vector<int64_t>& prompt) {
+void Requests::prefill(const std::vector<std::vector<int64_t>>& prompts) {
+  const auto first = static_cast<int>(last_.size());
+  const std::vector<int64_t>& prompt = prompts[first];
   const auto length = static_cast<int64_t>(prompt.size());
+  if (length <= std::min(prefill_chunk_ / 2, model_.max_tokens_from(0))) {
+    check_interrupted();
+    const int end = static_cast<int>(std::min<int64_t>(first + prefill_chunk_ / length, prompts.size()));
+    Step step;
+    for (int i = first; i < end; ++i) step.add(i, 0, prompts[i].data(), length);
+    const at::Tensor next = model_.forward(step).argmax(1);
+    for (int64_t i = 0; i < next.size(0); ++i) last_.push_back(next[i].item<int64_t>());
+    return;
+  }
   at::Tensor logits;
   for (int64_t begin = 0; begin < length;) {
     check_interrupted();
     const int64_t count = std::min({prefill_chunk_, model_.max_tokens_from(begin), length - begin});
     Step step;
-    step.add(sequence, begin, prompt.data() + begin, count);
+    step.add(first, begin, prompt.data() + begin, count);
     logits = model_.forward(step);
     begin += count;
   }
-  return logits.select(0, logits.size(0) - 1).argmax().item<int64_t>();
+  last_.push_back(logits.select(0, logits.size(0) - 1).argmax().item<int64_t>());
 }
 
 void Requests::decode_step() {

@@ -28,7 +28,8 @@ class Requests {
   bool one_more_step();
 
  private:
-  int64_t prefill(int sequence, const std::vector<int64_t>& prompt);
+  // The next sequence, or as many as fit into one step.
+  void prefill(const std::vector<std::vector<int64_t>>& prompts);
   void decode_step();
   void check_interrupted() const;
 

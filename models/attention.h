@@ -17,7 +17,8 @@ struct AttentionStep {
   Rope::Angles angles;
   at::Tensor temperature;  // [tokens, 1, 1] fp32; undefined where no layer has it
   std::array<std::vector<at::Tensor>, 2>
-      masks;  // by group and sequence: [1, groups · tokens, keys], or undefined
+      masks;                              // by group and sequence: [1, groups · tokens, keys], or undefined
+  std::array<at::Tensor, 2> batch_masks;  // by group: [sequences, 1, 1, keys], or undefined
 };
 
 class Attention {
@@ -30,6 +31,11 @@ class Attention {
   at::Tensor forward(int layer, const at::Tensor& x, const AttentionStep& step) const;
 
  private:
+  // Writes keys and values into the cache; returns the queries, [tokens, heads, head_dim].
+  at::Tensor split(int layer, const at::Tensor& qkv, const AttentionStep& step) const;
+  at::Tensor of_sequence(int layer, const at::Tensor& q, const AttentionStep& step, size_t sequence) const;
+  at::Tensor of_batch(int layer, const at::Tensor& q, const AttentionStep& step) const;
+  bool flash() const;
   at::Tensor mask(const Step& step, size_t sequence, const KvCache::Reads& reads) const;
 
   const ModelSpec& spec_;

@@ -1,7 +1,5 @@
 #include "models/decoder.h"
 
-#include <ATen/ops/from_blob.h>
-
 #include <algorithm>
 
 #include "models/linear.h"
@@ -75,9 +73,9 @@ at::Tensor Decoder::embed(const Step& step) const {
   if (spec_.tied_head) {
     return weights_.at(WeightRole::head).index_select(0, to_device(step.tokens, device_));
   }
-  const at::Tensor tokens = at::from_blob(const_cast<int64_t*>(step.tokens.data()),
-                                          {static_cast<int64_t>(step.tokens.size())}, at::kLong);
-  return weights_.at(WeightRole::embedding).index_select(0, tokens).to(torch_device(device_));
+  // The device reads the rows from page-locked host memory itself.
+  const at::Tensor& table = weights_.at(WeightRole::embedding);
+  return view_of(table.const_data_ptr(), table.sizes(), device_, dtype_).index_select(0, to_device(step.tokens, device_));
 }
 
 at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const Step& step) const {

@@ -10,6 +10,10 @@
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
+namespace {
+
+
+}  // namespace
 
 Routing route(RouterKind kind, const at::Tensor& logits, int k, const at::Tensor& experts) {
   const bool by_softmax = kind == RouterKind::softmax_normalised;

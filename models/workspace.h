@@ -18,11 +18,13 @@ struct WorkspaceShape {
   int64_t slice_width = 0;
   bool cuda = false;
   WeightFormats formats;
+  SliceEncoding experts = SliceEncoding::dense;  // of the routed experts
 };
 
 uint64_t workspace_bytes(const ModelSpec& spec, const WorkspaceShape& shape);
 
-// Tokens to a prefill step when the configuration leaves it open.
-int64_t default_prefill_chunk(const ModelSpec& spec, int64_t context, bool cuda);
+// Tokens to a prefill step when the configuration leaves it open: as many as a workspace of most_bytes
+// allows, within bounds. shape: of the step, but for its tokens.
+int64_t default_prefill_chunk(const ModelSpec& spec, WorkspaceShape shape, uint64_t most_bytes);
 
 }  // namespace lighter::models

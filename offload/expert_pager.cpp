@@ -10,16 +10,25 @@ namespace {
 
 // From this share of a layer's experts on, all of them are streamed.
 constexpr double kStreamingShare = 0.75;
+// Choices of experts in a step in which the CPU takes part; with more of them it computes too slowly to be of
+// use.
+constexpr int64_t kMostShared = 512;
 
 }  // namespace
 
 ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
-                         const PagerOptions& options, int hint_depth, std::shared_ptr<ExpertStore> kept)
+                         const PagerOptions& options, int hint_depth,
+                         const std::optional<BatchShareOptions>& share, std::shared_ptr<ExpertStore> kept)
     : device_(device),
       grid_(grid),
       format_(std::move(format)),
       hint_depth_(hint_depth),
-      pager_(device, grid, options, std::move(kept)) {}
+      reading_(device),
+      pager_(device, grid, options, std::move(kept)) {
+  if (!share) return;
+  share_ = std::make_unique<BatchShare>(*share);
+  pager_.set_device_share(share_->device_share());
+}
 
 void ExpertPager::prepare(const StepLimits&, std::vector<SharedExpert> shared) {
   shared_ = std::move(shared);
@@ -39,31 +48,70 @@ SlicePlaces ExpertPager::slice_places() const {
   return places;
 }
 
-void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
-  // One copy to the host for the routing and all hints: each waits for the device.
+// One copy for the routing and all hints.
+ExpertPager::Read ExpertPager::start_reading(const MoeStep& step) {
+  Read read;
   std::vector<at::Tensor> all = {step.experts};
   for (const RoutingHint& hint : step.hints) all.push_back(hint.experts);
-  const at::Tensor on_host = at::cat(all).cpu();
+  if (share_ != nullptr && step.experts.numel() <= kMostShared && step.experts.size(0) > 1) {
+    read.hidden = reading_.start(step.hidden.to(at::kFloat));
+    read.weights = reading_.start(step.weights.to(at::kFloat).contiguous());
+  }
+  read.experts = reading_.start(at::cat(all));
+  return read;
+}
+
+void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
+  const Read read = start_reading(step);
+  // The device has this to do while the host waits and thinks.
+  at::Tensor shared;
+  if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
+  reading_.wait();
   const int64_t tokens = step.experts.size(0);
-  const HostRouting routing = group_by_expert(on_host.narrow(0, 0, tokens), grid_.experts);
+  const HostRouting routing = group_by_expert(read.experts.narrow(0, 0, tokens), grid_.experts);
   const bool streaming =
       static_cast<double>(routing.experts.size()) >= kStreamingShare * static_cast<double>(grid_.experts);
   if (!streaming) {
     for (size_t i = 0; i < step.hints.size(); ++i) {
-      const auto guess = on_host.narrow(0, tokens * static_cast<int64_t>(i + 1), tokens);
+      const auto guess = read.experts.narrow(0, tokens * static_cast<int64_t>(i + 1), tokens);
       pager_.hint(step.hints[i].layer, group_by_expert(guess, grid_.experts).experts);
     }
   }
 
-  at::Tensor shared;
-  RoutedSum sum(device_, *format_, step, routing);
-  pager_.visit(
-      layer, routing.experts, streaming,
-      [&] {
-        if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
-      },
-      [&](SliceId slice, const std::byte* address) { sum.add(slice.expert, address); });
-  sum.finish(shared, out);
+  LayerWork work;
+  if (read.hidden.defined() && BatchShare::suits(routing)) {
+    work.leave = [&](std::span<const SliceId> slices) {
+      share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on);
+    };
+  }
+  std::optional<RoutedSum> sum;
+  work.overlap = [&] { sum.emplace(device_, *format_, step, routing, grid_.slices); };
+  work.use = [&](int expert, int first, std::span<const std::byte* const> slices) {
+    sum->add(expert, first, slices);
+  };
+  pager_.visit(layer, routing.experts, streaming, work);
+  at::Tensor of_cpu;
+  if (share_ != nullptr && share_->started()) {
+    of_cpu = share_->wait().to(out.device(), true);
+    share_->layer_ended(!pager_.copying());
+  }
+  sum->finish(of_cpu, shared, out);
+}
+
+void ExpertPager::between_steps() {
+  pager_.between_steps();
+  if (share_ == nullptr) return;
+  share_->step_ended();
+  pager_.set_device_share(share_->device_share());
+}
+
+ExpertCounters ExpertPager::counters() const {
+  ExpertCounters counters = pager_.counters();
+  if (share_ != nullptr) {
+    counters.cpu_bytes = share_->bytes();
+    counters.cpu_busy_s = share_->busy_s();
+  }
+  return counters;
 }
 
 }  // namespace lighter::offload

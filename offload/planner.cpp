@@ -22,7 +22,8 @@ std::string percent(double share) {
 // Room for the misses of the layer at hand and for what is prefetched for the coming ones.
 int wanted_spare_slots(const PlanRequest& request) {
   const int64_t layers_at_once = 2 + request.prefetch_depth;
-  const int64_t wanted = layers_at_once * request.experts_per_token * request.grid.slices;
+  const int64_t wanted = std::max<int64_t>(layers_at_once * request.experts_per_token * request.grid.slices,
+                                           request.streaming_slots);
   return static_cast<int>(
       std::clamp<int64_t>(wanted, kFewestSpareSlots, 2 * request.grid.slices_per_layer()));
 }

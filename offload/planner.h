@@ -32,6 +32,8 @@ struct PlanRequest {
   PolicyKind policy = PolicyKind::lru;
   std::vector<ExpertId> pinned;
   int prefetch_depth = 0;
+  // Slots that steps which take nearly every expert need, so that copies go on while a layer computes something else.
+  int streaming_slots = 0;
   int load_threads = 1;
 };
 

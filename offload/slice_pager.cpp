@@ -1,6 +1,7 @@
 #include "offload/slice_pager.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/error.h"
 
@@ -106,9 +107,9 @@ SlicePager::~SlicePager() {
   }
 }
 
-void SlicePager::visit(int layer, std::span<const int> experts, bool streaming,
-                       const std::function<void()>& overlap, const UseSlice& use) {
+void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, const LayerWork& work) {
   std::vector<SliceNeed> needs;
+  std::vector<SliceId> left;
   {
     std::lock_guard lock(mutex_);
     layer_ = layer;
@@ -127,6 +128,16 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming,
     counters_.slices_prefetched += need.presence == Presence::arriving;
     counters_.slices_missed += need.presence == Presence::absent;
   }
+  if (work.leave) {
+    const std::vector<bool> over = left_over(layer);
+    std::erase_if(needs, [&](const SliceNeed& need) {
+      const bool leave =
+          need.presence == Presence::absent && over[need.slice.expert * grid_.slices + need.slice.slice];
+      if (leave) left.push_back(need.slice);
+      return leave;
+    });
+    if (!left.empty()) work.leave(left);
+  }
 
   size_t next_fetch = 0;
   const auto fetch_while_slots_last = [&] {
@@ -135,19 +146,24 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming,
     }
   };
   fetch_while_slots_last();
-  overlap();
-  for (size_t i = 0; i < needs.size(); ++i) {
-    SliceNeed& need = needs[i];
-    if (need.slot < 0) make_room_for(need, std::span(needs).subspan(i + 1));
-    if (need.presence != Presence::resident) wait_until_ready(need.slot);
-    use(need.slice, cache_.slot_address(need.slot));
-    if (need.presence != Presence::resident) {
-      SlotEvents& events = slot_events_[need.slot];
-      device_.compute_stream().record(*events.own_use);
-      events.last_use = events.own_use.get();
-      std::lock_guard lock(mutex_);
-      cache_.release(need.slice);
+  work.overlap();
+  std::vector<const std::byte*> addresses;
+  for (size_t begin = 0; begin < needs.size();) {
+    SliceNeed& first = needs[begin];
+    if (first.slot < 0) make_room_for(first, std::span(needs).subspan(begin + 1));
+    // As many as have a slot by now.
+    size_t end = begin;
+    addresses.clear();
+    const int offset = first.slice.slice - static_cast<int>(begin);
+    while (end < needs.size() && needs[end].slot >= 0 && needs[end].slice.expert == first.slice.expert &&
+           needs[end].slice.slice == static_cast<int>(end) + offset) {
+      addresses.push_back(cache_.slot_address(needs[end++].slot));
     }
+    const std::span group(needs.begin() + static_cast<ptrdiff_t>(begin), end - begin);
+    wait_until_ready(group);
+    work.use(first.slice.expert, first.slice.slice, addresses);
+    release(group);
+    begin = end;
     fetch_while_slots_last();
   }
   // One event for the layer's residents, instead of one for each.
@@ -158,7 +174,35 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming,
       if (need.presence == Presence::resident) slot_events_[need.slot].last_use = layer_use_[layer].get();
     }
   }
-  if (streaming && layer + 1 < grid_.layers) stream_ahead(layer + 1);
+  if (streaming && layer + 1 < grid_.layers) stream_ahead(layer + 1, work.leave != nullptr);
+}
+
+// The slices of a layer that the device's share of the absent ones does not cover, by their place in the
+// layer.
+std::vector<bool> SlicePager::left_over(int layer) const {
+  std::vector<bool> over(grid_.slices_per_layer());
+  const ResidencyVersion residency = cache_.residency();
+  const auto absent = [&](int expert, int slice) {
+    return !residency->at({layer, expert, slice}).on_device();
+  };
+  int64_t all = 0;
+  for (int expert = 0; expert < grid_.experts; ++expert) {
+    for (int i = 0; i < grid_.slices; ++i) all += absent(expert, i);
+  }
+  auto count = std::lround((1 - device_share_) * static_cast<double>(all));
+  std::vector<int> last(grid_.experts,
+                        grid_.slices);  // of each expert, from here on all absent ones are over
+  for (int64_t before = -1; count > 0 && count != before;) {
+    before = count;
+    for (int expert = 0; expert < grid_.experts && count > 0; ++expert) {
+      do --last[expert];
+      while (last[expert] >= 0 && !absent(expert, last[expert]));
+      if (last[expert] < 0) continue;
+      over[expert * grid_.slices + last[expert]] = true;
+      --count;
+    }
+  }
+  return over;
 }
 
 void SlicePager::hint(int layer, std::vector<int> experts) {
@@ -229,23 +273,38 @@ void SlicePager::cancel_prefetch(int slot) {
   counters_.prefetch_wasted_bytes += copy ? transfers_.cancel(*copy) : grid_.slice_bytes;
 }
 
-void SlicePager::wait_until_ready(int slot) {
+void SlicePager::wait_until_ready(std::span<const SliceNeed> needs) {
   Stream& compute = device_.compute_stream();
-  const Event& ready = *slot_events_[slot].ready;
-  if (ready.passed()) {
+  Stall* stall = nullptr;
+  for (const SliceNeed& need : needs) {
+    if (need.presence == Presence::resident) continue;
+    const Event& ready = *slot_events_[need.slot].ready;
+    if (stall == nullptr && !ready.passed()) {
+      if (stalls_used_ == stalls_.size()) stalls_.push_back({device_.new_event(), device_.new_event()});
+      stall = &stalls_[stalls_used_++];
+      compute.record(*stall->begin);
+    }
     compute.wait(ready);
-    return;
   }
-  if (stalls_used_ == stalls_.size()) stalls_.push_back({device_.new_event(), device_.new_event()});
-  Stall& stall = stalls_[stalls_used_++];
-  compute.record(*stall.begin);
-  compute.wait(ready);
-  compute.record(*stall.end);
+  if (stall != nullptr) compute.record(*stall->end);
 }
 
-void SlicePager::stream_ahead(int layer) {
+void SlicePager::release(std::span<const SliceNeed> needs) {
   std::lock_guard lock(mutex_);
+  for (const SliceNeed& need : needs) {
+    if (need.presence == Presence::resident) continue;
+    SlotEvents& events = slot_events_[need.slot];
+    device_.compute_stream().record(*events.own_use);
+    events.last_use = events.own_use.get();
+    cache_.release(need.slice);
+  }
+}
+
+void SlicePager::stream_ahead(int layer, bool leaving) {
+  std::lock_guard lock(mutex_);
+  const std::vector<bool> over = leaving ? left_over(layer) : std::vector<bool>(grid_.slices_per_layer());
   for (size_t i = 0; i < grid_.slices_per_layer(); ++i) {
+    if (over[i]) continue;
     const SliceId slice{layer, static_cast<int>(i) / grid_.slices, static_cast<int>(i) % grid_.slices};
     if (cache_.free_slots() == 0) return;
     if (const auto slot = cache_.take_for_prefetch(slice)) transfers_.fetch(copy_into(*slot, slice));

@@ -1,8 +1,9 @@
 // Brings the slices that a layer needs before the device, in the order of their sum. The part of ExpertPager
 // that knows no tensors.
 //
-// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come in
-// by themselves. Every slice of a step is visited exactly once, in ascending order of expert and slice.
+// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come
+// in by themselves. Every slice of a step is visited or left over exactly once, in ascending order of expert
+// and slice.
 #pragma once
 
 #include <functional>
@@ -45,10 +46,20 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
 // Host bytes that load() needs for a moment, beside the store.
 uint64_t load_staging_bytes(const ExpertGrid& grid, const PagerOptions& options);
 
+// What a layer's visit does, in this order.
+struct LayerWork {
+  // Called with the absent slices that the caller sees to itself, before anything is copied: those that the
+  // device's share leaves over, if there are any. Null: the device does everything.
+  std::function<void(std::span<const SliceId>)> leave;
+  // Work that can run while the first slices come.
+  std::function<void()> overlap;
+  // Some slices of an expert, one after another from `first` on (those that were left are skipped), which the
+  // compute stream may read now. An expert's slices may come in several calls.
+  std::function<void(int expert, int first, std::span<const std::byte* const> addresses)> use;
+};
+
 class SlicePager {
  public:
-  using UseSlice = std::function<void(SliceId slice, const std::byte* address)>;
-
   // Allocates the device slots. kept: a store with a home for every slice, of a device that outlives the
   // pager; null: one of its own. What a store of its own would take is entered in the device's host budget
   // either way. Throws CapacityError.
@@ -59,12 +70,15 @@ class SlicePager {
   // Fills the host store, unless it was kept filled, and the resident slots.
   void load(const SliceSource& source, const Progress& progress);
 
-  // experts: ascending, without repeats. Queues the copies of what is missing, calls overlap() for work that
-  // can run meanwhile, then use() for each slice when the compute stream may read it.
-  // streaming: the batch needs nearly every expert, so no admission takes place, and the next layer's
-  // absent slices are queued as soon as slots are free.
-  void visit(int layer, std::span<const int> experts, bool streaming, const std::function<void()>& overlap,
-             const UseSlice& use);
+  // experts: ascending, without repeats. Queues the copies of what is missing, and calls use() in the order
+  // of the sum. streaming: the batch needs nearly every expert, so no admission takes place, and the next
+  // layer's absent slices are queued as soon as slots are free.
+  void visit(int layer, std::span<const int> experts, bool streaming, const LayerWork& work);
+  // From now on: the part of each layer's absent slices that is copied in visits with `leave`; the others are
+  // left over, the same number of each expert's, its last ones. 1 until then. Call it between steps.
+  void set_device_share(double share) { device_share_ = share; }
+  // Whether slices that a visit needs, or the next one will, are still on their way.
+  bool copying() { return transfers_.demand_outstanding(); }
   // The coming layer will perhaps need these experts.
   void hint(int layer, std::vector<int> experts);
   // After the step's device work has finished: publishes the new residency, collects counters, and throws
@@ -88,12 +102,14 @@ class SlicePager {
     std::unique_ptr<Event> end;
   };
 
+  std::vector<bool> left_over(int layer) const;
+  void wait_until_ready(std::span<const SliceNeed> needs);
+  void release(std::span<const SliceNeed> needs);
   CopyRequest copy_into(int slot, SliceId slice);
   bool fetch(SliceNeed& need, bool admit);
   void make_room_for(SliceNeed& need, std::span<SliceNeed> later);
   void cancel_prefetch(int slot);
-  void wait_until_ready(int slot);
-  void stream_ahead(int layer);
+  void stream_ahead(int layer, bool leaving);
   bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
 
   Device& device_;
@@ -111,6 +127,7 @@ class SlicePager {
   std::vector<std::unique_ptr<Event>> layer_use_;
   uint64_t step_ = 0;
   int layer_ = -1;
+  double device_share_ = 1;
 
   std::vector<Stall> stalls_;
   size_t stalls_used_ = 0;

@@ -24,8 +24,9 @@ TransferEngine::~TransferEngine() {
 }
 
 void TransferEngine::fetch(const CopyRequest& request) {
-  if (request.last_use != nullptr) demand_stream_->wait(*request.last_use);
-  demand_stream_->wait(*request.ready);
+  // A wait for what has passed would still cost the copy engine a moment.
+  if (request.last_use != nullptr && !request.last_use->passed()) demand_stream_->wait(*request.last_use);
+  if (!request.ready->passed()) demand_stream_->wait(*request.ready);
   begin_demand();
   demand_stream_->copy(request.to, request.from, request.bytes);
   demand_stream_->record(*request.ready);

@@ -52,6 +52,8 @@ class TransferEngine {
   ~TransferEngine();
 
   void fetch(const CopyRequest& request);
+  // Whether a demand copy is still under way.
+  bool demand_outstanding();
 
   std::shared_ptr<PrefetchCopy> prefetch(const CopyRequest& request, std::function<void()> ended);
   // Makes the rest of a prefetch a demand; afterwards request.ready covers the whole copy.
@@ -67,7 +69,6 @@ class TransferEngine {
  private:
   void work();
   void carry_out(PrefetchCopy& copy);
-  bool demand_outstanding();
   void begin_demand();
   void end_demand(size_t bytes);
   void add_busy_time();

@@ -36,8 +36,7 @@ struct Paged {
   void step() {
     for (int layer = 0; layer < grid.layers; ++layer) {
       const int expert = static_cast<int>(engine() % static_cast<unsigned>(grid.experts));
-      pager.visit(
-          layer, std::span(&expert, 1), false, [] {}, [](SliceId, const std::byte*) {});
+      pager.visit(layer, std::span(&expert, 1), false, {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
     }
     device->compute_stream().synchronize();
     pager.between_steps();

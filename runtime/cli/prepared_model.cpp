@@ -19,6 +19,10 @@ namespace {
 
 // The CUDA context, kernels that libraries load, and what the driver keeps: measured below 0.8 GiB on Hopper.
 constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
+// A chunk of a prompt may take this part of the device's budget: more would cost more residents than it is worth.
+constexpr uint64_t kWorkspaceShare = 32;
+// Steps of so many tokens choose nearly every expert, and compute for longer than a copy takes.
+constexpr int64_t kStreamingChunk = 1024;
 // For the unquantized experts that loaders hold, all together.
 constexpr uint64_t kQuantizingScratch = uint64_t{1} << 30;
 
@@ -220,15 +224,15 @@ PreparedModel prepare(const Config& config) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   // On CUDA a core stays free for the thread that feeds and awaits the GPU.
   model.threads = config.cpu.threads > 0 ? config.cpu.threads : std::max(1, cuda ? cores - 1 : cores);
-  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block,
-                              config.memory.sequences, dtype);
-  model.prefill_chunk = config.memory.prefill_chunk > 0
-                            ? std::min(config.memory.prefill_chunk, config.memory.context)
-                            : models::default_prefill_chunk(model.spec, config.memory.context, cuda);
-  const int64_t most_tokens = std::max<int64_t>(model.prefill_chunk, config.memory.sequences);
-  model.workspace_bytes = models::workspace_bytes(
-      model.spec, {most_tokens, config.memory.context, config.memory.sequences, dtype, model.slice_width, cuda,
-                   model.formats});
+  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block, config.memory.sequences, dtype);
+  models::WorkspaceShape step{0,    config.memory.context, config.memory.sequences, dtype, model.slice_width,
+                              cuda, model.formats,         config.model.experts};
+  model.prefill_chunk =
+      config.memory.prefill_chunk > 0
+          ? std::min(config.memory.prefill_chunk, config.memory.context)
+          : models::default_prefill_chunk(model.spec, step, config.memory.gpu_budget_bytes / kWorkspaceShare);
+  step.max_tokens = std::max<int64_t>(model.prefill_chunk, config.memory.sequences);
+  model.workspace_bytes = models::workspace_bytes(model.spec, step);
   model.reserve_bytes = cuda ? kCudaReserve : 0;
   model.why_eager = why_eager(model, config);
   choose_miss(model, config);
@@ -248,6 +252,10 @@ PreparedModel prepare(const Config& config) {
   request.pinned = pinned_experts(model.spec, config.offload.pin);
   const bool guessable = config.offload.routing.schedule == RoutingConfig::Schedule::router;
   request.prefetch_depth = config.offload.prefetch.enabled && guessable ? config.offload.prefetch.depth : 0;
+  // Attention and the shared expert of a long chunk take as long as a quarter of a layer's slices to come.
+  if (model.prefill_chunk >= kStreamingChunk) {
+    request.streaming_slots = static_cast<int>(request.grid.slices_per_layer() / 4);
+  }
   request.load_threads = model.threads;
   if (quantized && model.spec.moe_layers() > 0 && !config.model.is_synthetic()) {
     // Each loader holds an unquantized expert; the quantizing itself is done by all threads.
@@ -270,7 +278,7 @@ int64_t logit_rows(const PreparedModel& model, const Config& config) {
   int64_t rows = std::min(kMost, model.prefill_chunk);
   while (rows > 1) {
     const models::WorkspaceShape head_alone{
-        rows, 0, static_cast<int>(rows), dtype, model.slice_width, cuda, model.formats};
+        rows, 0, static_cast<int>(rows), dtype, model.slice_width, cuda, model.formats, SliceEncoding::dense};
     if (models::workspace_bytes(model.spec, head_alone) + hidden_states <= model.workspace_bytes) break;
     rows /= 2;
   }

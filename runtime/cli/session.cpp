@@ -26,6 +26,26 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
+// How the CPU takes part in steps of several sequences: nothing where it stands in for the device itself.
+std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model, const Config& config) {
+  using Miss = OffloadConfig::Miss;
+  const Miss miss = config.offload.miss;
+  if (miss == Miss::fetch || miss == Miss::zero_copy || config.model.experts == SliceEncoding::dense ||
+      model.kv.sequences == 1 || (miss == Miss::automatic && config.device.kind == DeviceConfig::Kind::cpu)) {
+    return std::nullopt;
+  }
+  offload::BatchShareOptions options;
+  options.encoding = config.model.experts;
+  options.hidden = model.spec.hidden;
+  options.slice_width = model.slice_width;
+  options.threads = model.threads;
+  if (miss == Miss::cpu) {
+    options.device_share = 0;
+    options.follow = false;
+  }
+  return options;
+}
+
 // Loads the routed experts behind the executor that the plan asks for.
 std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedModel& model,
                                               const Config& config, const models::TensorSource& source,
@@ -45,7 +65,7 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
   }
   const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
   auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth,
-                                                      std::move(kept));
+                                                      batch_share(model, config), std::move(kept));
   pager->load(source, progress);
   return pager;
 }

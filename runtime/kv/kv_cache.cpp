@@ -1,5 +1,7 @@
 #include "runtime/kv/kv_cache.h"
 
+#include <ATen/ops/arange.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -50,6 +52,7 @@ KvCache::StepIndex KvCache::index(const Step& step) {
     BlockTable& table = tables_[is_chunked];
     auto& group = result.groups[is_chunked];
     std::vector<int64_t> writes;
+    const bool batch = step.sequences.size() > 1 && step.tokens.size() == step.sequences.size();
     for (size_t i = 0; i < step.sequences.size(); ++i) {
       const int sequence = step.sequences[i];
       const int64_t last = step.positions[step.offsets[i + 1] - 1];
@@ -57,6 +60,7 @@ KvCache::StepIndex KvCache::index(const Step& step) {
       for (int64_t t = step.offsets[i]; t < step.offsets[i + 1]; ++t) {
         writes.push_back(table.row(sequence, step.positions[t]));
       }
+      if (batch) continue;
       Reads reads;
       reads.first_position = table.first_visible(last);
       reads.keys = last + 1 - reads.first_position;
@@ -66,8 +70,25 @@ KvCache::StepIndex KvCache::index(const Step& step) {
       group.reads.push_back(std::move(reads));
     }
     group.writes = to_device(writes, device_);
+    if (batch) index_batch(step, table, group);
   }
   return result;
+}
+
+void KvCache::index_batch(const Step& step, const BlockTable& table, StepIndex::Group& group) const {
+  const size_t count = step.sequences.size();
+  std::vector<int64_t> lengths;
+  for (const int64_t last : step.positions) lengths.push_back(last + 1 - table.first_visible(last));
+  group.keys = *std::ranges::max_element(lengths);
+  std::vector<int64_t> rows(count * group.keys);
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t first = table.first_visible(step.positions[i]);
+    for (int64_t k = 0; k < lengths[i]; ++k) rows[i * group.keys + k] = table.row(step.sequences[i], first + k);
+  }
+  group.batch_rows = to_device(rows, device_);
+  if (std::ranges::count(lengths, group.keys) == static_cast<int64_t>(count)) return;
+  const at::Tensor ends = to_device(lengths, device_).unsqueeze(1);
+  group.batch_hidden = at::arange(group.keys, ends.options()).unsqueeze(0).ge(ends);
 }
 
 void KvCache::write(int layer, const StepIndex& index, const at::Tensor& keys, const at::Tensor& values) {

@@ -41,7 +41,11 @@ class KvCache {
   struct StepIndex {
     struct Group {
       at::Tensor writes;         // [tokens] rows, on the device
-      std::vector<Reads> reads;  // by sequence of the step
+      std::vector<Reads> reads;  // by sequence of the step; empty for a batch
+      // A batch: several sequences of one token each, read together. Rows past a sequence's keys are any.
+      at::Tensor batch_rows;     // [sequences · keys] on the device
+      at::Tensor batch_hidden;   // [sequences, keys] bool on the device: no key of the sequence; undefined: none
+      int64_t keys = 0;          // the most that one has
     };
     std::array<Group, 2> groups;  // [0]: everything, [1]: chunked
   };
@@ -60,6 +64,13 @@ class KvCache {
   at::Tensor values(int layer, const Reads& reads) const {
     return values_[layer].index_select(0, reads.rows);
   }
+  // [sequences · keys, kv_heads, head_dim] of a batch
+  at::Tensor batch_keys(int layer, const StepIndex& index) const {
+    return keys_[layer].index_select(0, index.groups[chunked(layer)].batch_rows);
+  }
+  at::Tensor batch_values(int layer, const StepIndex& index) const {
+    return values_[layer].index_select(0, index.groups[chunked(layer)].batch_rows);
+  }
 
   // For kernels that find the rows themselves: reserves the position's blocks, and gives a group's table.
   void reserve(int sequence, int64_t position);
@@ -71,6 +82,8 @@ class KvCache {
   const KvShape& shape() const { return shape_; }
 
  private:
+  void index_batch(const Step& step, const BlockTable& table, StepIndex::Group& group) const;
+
   Device& device_;
   const KvShape shape_;
   std::array<BlockTable, 2> tables_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "runtime/kernels/dequantize_matrix.h"
+#include "runtime/kernels/dequantize_slices.h"
 #include "runtime/kernels/quant_slice.h"
 
 namespace lighter::packed_cuda {
@@ -27,6 +28,17 @@ void dequantize_rows(Device& device, SliceEncoding encoding, const PackedMatrix&
                               data + matrix.minimums_at + scales},
                              count, matrix.columns, out.data_ptr(), out.stride(0),
                              device.compute_stream().native_handle());
+}
+
+void dequantize_ffn(Device& device, const PackedWeight& ffn, const at::Tensor& gate_up, const at::Tensor& down) {
+  const void* addresses[kernels::max_slices];
+  for (int64_t first = 0; first < ffn.slices; first += kernels::max_slices) {
+    const auto count = static_cast<int>(std::min<int64_t>(kernels::max_slices, ffn.slices - first));
+    for (int i = 0; i < count; ++i) addresses[i] = ffn.data + (first + i) * ffn.slice_bytes();
+    kernels::dequantize_slices(kernel_encoding(ffn.encoding), {ffn.columns, ffn.slice_width},
+                               {addresses, static_cast<int>(first), count, static_cast<int>(ffn.slices)},
+                               gate_up.data_ptr(), down.data_ptr(), device.compute_stream().native_handle());
+  }
 }
 
 at::Tensor ffn_of_few(Device& device, const PackedWeight& ffn, const at::Tensor& input) {

@@ -16,4 +16,7 @@ void dequantize_rows(Device& device, SliceEncoding encoding, const PackedMatrix&
 // The network's output for x [tokens, hidden], at most 16 tokens; fp32 [tokens, hidden].
 at::Tensor ffn_of_few(Device& device, const PackedWeight& ffn, const at::Tensor& x);
 
+// gate_up: bf16 [2 · width, hidden], gates first; down: bf16 [hidden, width].
+void dequantize_ffn(Device& device, const PackedWeight& ffn, const at::Tensor& gate_up, const at::Tensor& down);
+
 }  // namespace lighter::packed_cuda

@@ -12,4 +12,8 @@ at::Tensor ffn_of_few(Device&, const PackedWeight&, const at::Tensor&) {
   throw ConfigError("this build has no CUDA; build with ./bootstrap.sh build --cuda");
 }
 
+void dequantize_ffn(Device&, const PackedWeight&, const at::Tensor&, const at::Tensor&) {
+  throw ConfigError("this build has no CUDA; build with ./bootstrap.sh build --cuda");
+}
+
 }  // namespace lighter::packed_cuda

@@ -25,12 +25,9 @@ at::Tensor few_on_cpu(const at::Tensor& x, const PackedWeight& ffn) {
   return sum;
 }
 
-at::Tensor many(Device& device, const at::Tensor& x, const PackedWeight& ffn) {
-  const at::Tensor input = device.is_cuda() ? x.to(at::kBFloat16) : x;
-  const int64_t width = ffn.slices * ffn.slice_width;
-  const at::Tensor gate_up = at::empty({2 * width, ffn.columns}, input.options());
-  const at::Tensor down = at::empty({ffn.rows, width}, input.options());
+void dequantize(Device& device, const PackedWeight& ffn, const at::Tensor& gate_up, const at::Tensor& down) {
   const PackedSliceLayout layout = packed_slice_layout(ffn.encoding, ffn.columns, ffn.slice_width);
+  const int64_t width = ffn.slices * ffn.slice_width;
   for (int64_t i = 0; i < ffn.slices; ++i) {
     const std::byte* slice = ffn.data + i * layout.bytes;
     const int64_t at = i * ffn.slice_width;
@@ -40,6 +37,18 @@ at::Tensor many(Device& device, const at::Tensor& x, const PackedWeight& ffn) {
     unpack(SliceMatrix::gate, gate_up.narrow(0, at, ffn.slice_width));
     unpack(SliceMatrix::up, gate_up.narrow(0, width + at, ffn.slice_width));
     unpack(SliceMatrix::down, down.narrow(1, at, ffn.slice_width));
+  }
+}
+
+at::Tensor many(Device& device, const at::Tensor& x, const PackedWeight& ffn) {
+  const at::Tensor input = device.is_cuda() ? x.to(at::kBFloat16) : x;
+  const int64_t width = ffn.slices * ffn.slice_width;
+  const at::Tensor gate_up = at::empty({2 * width, ffn.columns}, input.options());
+  const at::Tensor down = at::empty({ffn.rows, width}, input.options());
+  if (device.is_cuda()) {
+    packed_cuda::dequantize_ffn(device, ffn, gate_up, down);
+  } else {
+    dequantize(device, ffn, gate_up, down);
   }
   return swiglu(input, gate_up, down);
 }

@@ -12,9 +12,9 @@
 namespace lighter {
 namespace {
 
-// Large enough for a product at full speed.
+// Large enough for a product at full speed, and for the attention of large models at once.
 constexpr int64_t scratch_limit(bool cuda) {
-  return int64_t{cuda ? 64 : 8} << 20;
+  return int64_t{cuda ? 80 : 8} << 20;
 }
 
 int64_t rows_at_once(int64_t rows, int64_t columns, int64_t element, bool cuda) {
@@ -53,7 +53,12 @@ at::Tensor packed_linear(Device& device, const at::Tensor& x, const PackedWeight
     const int64_t count = std::min(step, weight.rows - first);
     const at::Tensor rows = scratch.narrow(0, 0, count);
     unpack_rows(device, weight.encoding, matrix, weight.data, first, rows);
-    out.narrow(1, first, count).copy_(at::mm(input, rows.t()));
+    at::Tensor part = out.narrow(1, first, count);
+    if (part.scalar_type() == input.scalar_type()) {
+      at::mm_out(part, input, rows.t());
+    } else {
+      part.copy_(at::mm(input, rows.t()));
+    }
   }
   return out;
 }

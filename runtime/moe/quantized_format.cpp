@@ -1,3 +1,5 @@
+#include <ATen/ops/zeros.h>
+
 #include "runtime/moe/quantized_cuda.h"
 #include "runtime/moe/slice_format.h"
 #include "runtime/quant/cpu_slice.h"
@@ -12,25 +14,35 @@ class QuantizedFormat : public SliceFormat {
 
   uint64_t slice_bytes() const override { return cpu_.layout().bytes; }
 
-  ExpertInput prepare(Device& device, const at::Tensor& x) const override {
-    ExpertInput input{x.contiguous(), {}, {}, {}, {}};
+  RoutedInput prepare(Device& device, const at::Tensor& x, std::span<const RowRange> experts,
+                      int slices) const override {
+    RoutedInput input;
+    input.x = x.contiguous();
+    input.sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
     if (device.is_cuda()) {
-      quantized_cuda::prepare(device, shape_, encoding_, input);
+      quantized_cuda::prepare(device, shape_, encoding_, experts, slices, input);
     } else {
       input.x = input.x.to(at::kFloat);
     }
     return input;
   }
 
-  void accumulate(Device& device, const std::byte* slice, const ExpertInput& input,
-                  at::Tensor& sum) const override {
+  void accumulate(Device& device, int first, std::span<const std::byte* const> slices,
+                  const RoutedInput& input, RowRange rows) const override {
     if (device.is_cuda()) {
-      quantized_cuda::accumulate(device, shape_, encoding_, slice, input, sum);
+      quantized_cuda::accumulate(device, shape_, encoding_, first, slices, input, rows);
       return;
     }
     thread_local CpuScratch scratch;  // kept from slice to slice; a few rows of activations
-    cpu_.accumulate(slice, input.x.const_data_ptr<float>(), input.x.size(0), sum.mutable_data_ptr<float>(),
-                    scratch, CpuThreads::tbb);
+    const int64_t at = rows.first * shape_.hidden;
+    for (const std::byte* slice : slices) {
+      cpu_.accumulate(slice, input.x.const_data_ptr<float>() + at, rows.count,
+                      input.sum.mutable_data_ptr<float>() + at, scratch, CpuThreads::tbb);
+    }
+  }
+
+  void finish(Device& device, const RoutedInput& input, RowRange rows) const override {
+    if (device.is_cuda()) quantized_cuda::finish(input, rows);
   }
 
  private:

@@ -1,7 +1,6 @@
 #include "runtime/moe/resident_experts.h"
 
 #include "runtime/moe/packed_ffn.h"
-#include "runtime/moe/routed_sum.h"
 
 namespace lighter {
 
@@ -9,6 +8,7 @@ ResidentExperts::ResidentExperts(Device& device, const ExpertGrid& grid, std::un
     : device_(device),
       grid_(grid),
       format_(std::move(format)),
+      reading_(device),
       memory_(device.allocate(grid.total_bytes(), "experts")) {}
 
 void ResidentExperts::load(const SliceSource& source, const Progress& progress) {
@@ -40,16 +40,20 @@ void ResidentExperts::prepare(const StepLimits&, std::vector<SharedExpert> share
 }
 
 void ResidentExperts::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
-  const HostRouting routing = group_by_expert(step.experts.cpu(), grid_.experts);
+  const at::Tensor experts = reading_.start(step.experts);
   at::Tensor shared;
   if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
-  RoutedSum sum(device_, *format_, step, routing);
+  reading_.wait();
+  const HostRouting routing = group_by_expert(experts, grid_.experts);
+  RoutedSum sum(device_, *format_, step, routing, grid_.slices);
+  std::vector<const std::byte*> slices(grid_.slices);
   for (const int expert : routing.experts) {
     for (int i = 0; i < grid_.slices; ++i) {
-      sum.add(expert, memory_.data() + grid_.index({layer, expert, i}) * grid_.slice_bytes);
+      slices[i] = memory_.data() + grid_.index({layer, expert, i}) * grid_.slice_bytes;
     }
+    sum.add(expert, 0, slices);
   }
-  sum.finish(shared, out);
+  sum.finish({}, shared, out);
   counters_.slices_used += routing.experts.size() * grid_.slices;
   counters_.slices_resident += routing.experts.size() * grid_.slices;
 }

@@ -6,6 +6,7 @@
 
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_executor.h"
+#include "runtime/moe/routed_sum.h"
 #include "runtime/moe/slice_format.h"
 #include "runtime/moe/slice_source.h"
 #include "runtime/progress.h"
@@ -31,6 +32,7 @@ class ResidentExperts : public ExpertExecutor {
   Device& device_;
   const ExpertGrid grid_;
   std::unique_ptr<SliceFormat> format_;
+  HostReading reading_;
   Buffer memory_;
   std::vector<SharedExpert> shared_;
   ExpertCounters counters_;

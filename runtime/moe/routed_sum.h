@@ -1,9 +1,11 @@
-// One MoE layer's routed computation, slice by slice, shared by all executors so that their results are equal
-// bit for bit.
+// One MoE layer's routed computation, expert by expert, shared by all executors so that their results are
+// equal bit for bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "runtime/device/device.h"
@@ -12,42 +14,57 @@
 
 namespace lighter {
 
-// The routing of a layer as the host sees it.
+// The routing of a layer as the host sees it. A choice is token · k + rank.
 struct HostRouting {
-  std::vector<int> experts;                // chosen by any token, ascending
-  std::vector<std::vector<int64_t>> rows;  // for each of them: its tokens, as token · k + rank, ascending
+  std::vector<int> experts;      // chosen by any token, ascending
+  std::vector<RowRange> ranges;  // for each of them: its choices in `rows`
+  std::vector<int64_t> rows;     // all choices, by expert, then ascending
+  std::vector<int64_t>
+      places;  // [k, tokens]: where a token's choices stand in `rows`, its lowest expert first
 };
 
 // experts: [tokens, k] int64 on the host.
 HostRouting group_by_expert(const at::Tensor& experts, int expert_count);
 
-// Call add() for every slice of routing.experts in ascending order, then finish().
-class RoutedSum {
+// Reads tensors of the step's device on the host while work goes on there.
+class HostReading {
  public:
-  RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing);
+  explicit HostReading(Device& device) : device_(device), done_(device.new_event()) {}
 
-  // Enqueues one slice's share. slice: its packed weights, on the device.
-  void add(int expert, const std::byte* slice);
-  // shared: [tokens, hidden], or undefined. out: [tokens, hidden].
-  void finish(const at::Tensor& shared, at::Tensor& out);
+  // Enqueues the reading; the result is there after wait().
+  at::Tensor start(const at::Tensor& tensor);
+  void wait();
 
  private:
-  void begin_expert(int expert);
+  Device& device_;
+  std::unique_ptr<Event> done_;
+};
+
+// Call add() for all slices of routing.experts in ascending order, then finish().
+class RoutedSum {
+ public:
+  // slices: of an expert.
+  RoutedSum(Device& device, const SliceFormat& format, const MoeStep& step, const HostRouting& routing,
+            int slices);
+
+  // Enqueues the share of some slices of an expert, `first` and the following. slices: packed, on the device.
+  void add(int expert, int first, std::span<const std::byte* const> slices);
+  // further: [tokens, hidden] fp32, computed elsewhere, or undefined. shared: [tokens, hidden], or undefined.
+  // out: [tokens, hidden].
+  void finish(const at::Tensor& further, const at::Tensor& shared, at::Tensor& out);
+
+ private:
   void end_expert();
 
   Device& device_;
   const SliceFormat& format_;
   const MoeStep& step_;
   const HostRouting& routing_;
-  at::Tensor rows_;         // all of routing.rows in one, on the device
-  at::Tensor total_;        // [tokens, hidden] fp32
-  int expert_ = -1;         // the one being summed
-  size_t position_ = 0;     // its place in routing.experts
-  int64_t rows_begin_ = 0;  // of its rows in rows_
-  at::Tensor token_rows_;   // [its tokens]
-  ExpertInput input_;       // [its tokens, hidden]
-  at::Tensor weights_;      // [its tokens, 1]
-  at::Tensor sum_;          // [its tokens, hidden] fp32
+  at::Tensor rows_;    // routing.rows on the device
+  at::Tensor places_;  // [k, tokens] on the device
+  RoutedInput input_;
+  bool begun_ = false;
+  size_t position_ = 0;  // in routing.experts, of the one being summed
 };
 
 }  // namespace lighter

@@ -1,6 +1,6 @@
 #include "runtime/moe/slice_format.h"
 
-#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -17,15 +17,24 @@ class DenseFormat : public SliceFormat {
 
   uint64_t slice_bytes() const override { return dense_slice_bytes(shape_, dtype_); }
 
-  ExpertInput prepare(Device&, const at::Tensor& x) const override { return {x, {}, {}, {}, {}}; }
+  RoutedInput prepare(Device&, const at::Tensor& x, std::span<const RowRange>, int) const override {
+    RoutedInput input;
+    input.x = x.contiguous();
+    input.sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
+    return input;
+  }
 
-  void accumulate(Device& device, const std::byte* slice, const ExpertInput& input,
-                  at::Tensor& sum) const override {
+  void accumulate(Device& device, int, std::span<const std::byte* const> slices, const RoutedInput& input,
+                  RowRange rows) const override {
     const auto [hidden, width] = shape_;
-    const at::Tensor gate_up = view_of(slice, {2 * width, hidden}, device, dtype_);
-    const at::Tensor down =
-        view_of(slice + 2 * width * hidden * dtype_size(dtype_), {hidden, width}, device, dtype_);
-    sum.add_(swiglu(input.x, gate_up, down));
+    const at::Tensor x = input.x.narrow(0, rows.first, rows.count);
+    at::Tensor sum = input.sum.narrow(0, rows.first, rows.count);
+    for (const std::byte* slice : slices) {
+      const at::Tensor gate_up = view_of(slice, {2 * width, hidden}, device, dtype_);
+      const at::Tensor down =
+          view_of(slice + 2 * width * hidden * dtype_size(dtype_), {hidden, width}, device, dtype_);
+      sum.add_(swiglu(x, gate_up, down));
+    }
   }
 
  private:

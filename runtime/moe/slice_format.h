@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 
 #include "runtime/device/device.h"
 #include "runtime/dtype.h"
@@ -22,11 +23,21 @@ struct SliceShape {
   int64_t width = 0;
 };
 
-// What a format makes of the tokens of one expert, once for all of its slices.
-struct ExpertInput {
-  at::Tensor x;  // [tokens, hidden] in the model's dtype, contiguous
-  // A quantized format's own: x as int8, its scales, the groups' sums, room for the hidden activations.
+// The tokens of a layer, sorted by the expert that they go to: what a format makes of them, once for all
+// experts.
+struct RoutedInput {
+  at::Tensor x;    // [rows, hidden], contiguous
+  at::Tensor sum;  // [rows, hidden] fp32, zeros: what the experts make of them
+  // A quantized format's own on a GPU: x as int8, its scales, the groups' sums, room for the hidden
+  // activations; and room for an expert unpacked, [2 · ffn, hidden] and [hidden, ffn].
   at::Tensor q, scales, sums, workspace;
+  at::Tensor gate_up, down;
+};
+
+// One expert's tokens in a RoutedInput.
+struct RowRange {
+  int64_t first = 0;
+  int64_t count = 0;
 };
 
 class SliceFormat {
@@ -35,12 +46,15 @@ class SliceFormat {
 
   virtual uint64_t slice_bytes() const = 0;
 
-  // x: [tokens, hidden] in the model's dtype.
-  virtual ExpertInput prepare(Device& device, const at::Tensor& x) const = 0;
-  // Enqueues sum += this slice's output for the input. slice: device address of a packed slice.
-  // sum: [tokens, hidden] fp32, contiguous.
-  virtual void accumulate(Device& device, const std::byte* slice, const ExpertInput& input,
-                          at::Tensor& sum) const = 0;
+  // x: [rows, hidden] in the model's dtype. experts: their rows. slices: of an expert.
+  virtual RoutedInput prepare(Device& device, const at::Tensor& x, std::span<const RowRange> experts,
+                              int slices) const = 0;
+  // Enqueues work with some slices of one expert, `first` and the following, at these device addresses. They
+  // may be overwritten after it. All slices come in their order, in calls of any length; then finish(). Then
+  // input.sum has the output for the rows, the same however the calls were cut.
+  virtual void accumulate(Device& device, int first, std::span<const std::byte* const> slices,
+                          const RoutedInput& input, RowRange rows) const = 0;
+  virtual void finish(Device&, const RoutedInput&, RowRange) const {}
 };
 
 // gate [width, hidden], up [width, hidden], down [hidden, width], row by row, without padding.

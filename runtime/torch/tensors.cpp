@@ -39,9 +39,11 @@ at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype) {
 }
 
 at::Tensor to_device(std::span<const int64_t> values, const Device& device) {
-  at::Tensor host = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  // From page-locked memory, so that nobody waits for the device.
+  const auto options = at::TensorOptions(at::kLong).pinned_memory(device.is_cuda());
+  const at::Tensor host = at::empty({static_cast<int64_t>(values.size())}, options);
   std::memcpy(host.data_ptr(), values.data(), values.size_bytes());
-  return device.is_cuda() ? host.to(torch_device(device)) : host;
+  return device.is_cuda() ? host.to(torch_device(device), true) : host;
 }
 
 }  // namespace lighter

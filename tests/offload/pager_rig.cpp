@@ -137,31 +137,34 @@ void PagerRig::visit(int layer, const LayerVisit& visit) {
   for (const auto& [ahead, experts] : visit.hints) pager_->hint(ahead, experts);
   size_t seen = 0;
   int overlaps = 0;
-  pager_->visit(
-      layer, visit.experts, visit.streaming,
-      [&] {
-        ++overlaps;
-        if (visit.pause_us > 0) std::this_thread::sleep_for(std::chrono::microseconds(visit.pause_us));
-      },
-      [&](SliceId slice, const std::byte* address) {
-        expect(overlaps == 1, "a slice came before the work that overlaps");
-        const size_t place = seen++;
-        const size_t slices = grid_.slices;
-        expect(place < visit.experts.size() * slices &&
-                   slice == SliceId{layer, visit.experts[place / slices], static_cast<int>(place % slices)},
-               "a slice came out of order");
-        const SliceLocation& listed = version_->at(slice);
-        expect(!listed.on_device() || listed.address == address,
-               "a resident slice is not where its version says");
-        if (lagging_) {
-          Stream& compute = device_->compute_stream();
-          compute.copy(&slow_[kSlowCopyBytes], slow_.data(), kSlowCopyBytes);
-          compute.copy(&read_bytes_[read_.size() * grid_.slice_bytes], address, grid_.slice_bytes);
-          read_.push_back(slice);
-        } else {
-          expect(source_.matches(slice, address), "a visited slice has wrong contents");
-        }
-      });
+  LayerWork work;
+  work.overlap = [&] {
+    ++overlaps;
+    if (visit.pause_us > 0) std::this_thread::sleep_for(std::chrono::microseconds(visit.pause_us));
+  };
+  const auto use = [&](SliceId slice, const std::byte* address) {
+    expect(overlaps == 1, "a slice came before the work that overlaps");
+    const size_t place = seen++;
+    const size_t slices = grid_.slices;
+    expect(place < visit.experts.size() * slices &&
+               slice == SliceId{layer, visit.experts[place / slices], static_cast<int>(place % slices)},
+           "a slice came out of order");
+    const SliceLocation& listed = version_->at(slice);
+    expect(!listed.on_device() || listed.address == address,
+           "a resident slice is not where its version says");
+    if (lagging_) {
+      Stream& compute = device_->compute_stream();
+      compute.copy(&slow_[kSlowCopyBytes], slow_.data(), kSlowCopyBytes);
+      compute.copy(&read_bytes_[read_.size() * grid_.slice_bytes], address, grid_.slice_bytes);
+      read_.push_back(slice);
+    } else {
+      expect(source_.matches(slice, address), "a visited slice has wrong contents");
+    }
+  };
+  work.use = [&](int expert, int first, std::span<const std::byte* const> addresses) {
+    for (const std::byte* address : addresses) use({layer, expert, first++}, address);
+  };
+  pager_->visit(layer, visit.experts, visit.streaming, work);
   expect(seen == visit.experts.size() * grid_.slices, "a slice was not visited");
   expect(overlaps == 1, "the overlapping work did not run once");
   check_layers_to_come(layer);

@@ -250,8 +250,7 @@ TEST_CASE("what was planned is what a pager takes: it loads and runs in budgets 
     CHECK(pager.store().bytes() == line(plan, "expert store", false));
     for (int step = 0; step < 3; ++step) {
       for (int layer = 0; layer < kGrid.layers; ++layer) {
-        pager.visit(
-            layer, std::vector<int>{0, 5}, false, [] {}, [](SliceId, const std::byte*) {});
+        pager.visit(layer, std::vector<int>{0, 5}, false, {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
       }
       pager.between_steps();
     }

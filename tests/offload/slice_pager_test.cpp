@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <thread>
@@ -247,8 +248,7 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
       SlicePager pager(*device, kGrid, options_of(0.2, PolicyKind::lru, true, 64));
       const PatternSource source(kGrid);
       pager.load(source, kQuiet);
-      pager.visit(
-          0, std::vector<int>{0}, false, [] {}, [](SliceId, const std::byte*) {});
+      pager.visit(0, std::vector<int>{0}, false, {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
       for (int layer = 1; layer < kGrid.layers; ++layer) pager.hint(layer, {0, 1, 2, 3, 4, 5, 6, 7});
       if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(40 * round));
     }
@@ -259,26 +259,75 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
 
 TEST_CASE("an error while a slice is used leaves the pager whole") {
   PagerRig rig(kGrid, options_of(0.3, PolicyKind::lru, false, 8));
-  CHECK_THROWS_AS(rig.pager().visit(
-                      0, std::vector<int>{1, 2}, false, [] {},
-                      [](SliceId slice, const std::byte*) {
-                        if (slice.expert == 2) throw DeviceError("out of order");
-                      }),
-                  DeviceError);
+  LayerWork failing{{}, [] {}, [](int expert, int, std::span<const std::byte* const>) {
+                      if (expert == 2) throw DeviceError("out of order");
+                    }};
+  CHECK_THROWS_AS(rig.pager().visit(0, std::vector<int>{1, 2}, false, failing), DeviceError);
   rig.pager().between_steps();
   CHECK(rig.pager().consistent());
   int wrong = 0;
   for (int layer = 0; layer < kGrid.layers; ++layer) {
-    rig.pager().visit(
-        layer, std::vector<int>{1, 2, 5}, false, [] {},
-        [&](SliceId slice, const std::byte* at) {
-          rig.device().compute_stream().synchronize();  // The slice is there for the stream, not yet for the host.
-          wrong += !rig.source().matches(slice, at);
-        });
+    const LayerWork compare{
+        {}, [] {}, [&](int expert, int first, std::span<const std::byte* const> slices) {
+          rig.device().compute_stream().synchronize();  // The slices are there for the stream, not yet for the host.
+          for (const std::byte* at : slices) wrong += !rig.source().matches({layer, expert, first++}, at);
+        }};
+    rig.pager().visit(layer, std::vector<int>{1, 2, 5}, false, compare);
   }
   rig.pager().between_steps();
   CHECK(wrong == 0);
   CHECK(rig.pager().consistent());
+}
+
+TEST_CASE("what the device's share leaves over is neither copied nor visited, and all else is") {
+  for (const bool streaming : {false, true}) {
+    for (const double share : {0.0, 0.3, 0.5, 1.0}) {
+      for (const int spare_slots : {1, 3, 40}) {
+        CAPTURE(streaming);
+        CAPTURE(share);
+        CAPTURE(spare_slots);
+        PagerRig rig(kGrid, options_of(0.5, PolicyKind::static_, false, spare_slots));  // 12 of a layer's 24 are absent
+        SlicePager& pager = rig.pager();
+        pager.set_device_share(share);
+        const long over = std::lround((1 - share) * 12);
+        const std::vector<int> experts{0, 1, 2, 3, 4, 5, 6, 7};
+        for (int step = 0; step < 3; ++step) {
+          const ExpertCounters before = pager.counters();
+          for (int layer = 0; layer < kGrid.layers; ++layer) {
+            std::vector<SliceId> left, seen;
+            bool used = false;
+            LayerWork work;
+            work.leave = [&](std::span<const SliceId> slices) {
+              CHECK_FALSE(used);
+              left.assign(slices.begin(), slices.end());
+            };
+            work.overlap = [] {};
+            work.use = [&](int expert, int first, std::span<const std::byte* const> slices) {
+              used = true;
+              for (const std::byte* at : slices) {
+                seen.push_back({layer, expert, first});
+                CHECK(rig.source().matches({layer, expert, first++}, at));
+              }
+            };
+            pager.visit(layer, experts, streaming, work);
+            CHECK(static_cast<long>(left.size()) == over);
+            CHECK(std::ranges::is_sorted(left));
+            CHECK(std::ranges::is_sorted(seen));
+            CHECK(left.size() + seen.size() == kGrid.slices_per_layer());
+            for (const SliceId slice : left) {
+              CHECK_FALSE(std::ranges::binary_search(seen, slice));
+              CHECK(pager.store().has_home(slice));
+            }
+          }
+          pager.between_steps();
+          const ExpertCounters did = pager.counters() - before;
+          CHECK(did.bytes_moved() == static_cast<uint64_t>(12 - over) * kGrid.layers * kGrid.slice_bytes);
+          CHECK(did.slices_used == kGrid.total_slices());
+        }
+        CHECK(pager.consistent());
+      }
+    }
+  }
 }
 
 TEST_CASE("a model of one expert in one slice pages like any other") {
