@@ -48,11 +48,13 @@ PagerOptions options(PolicyKind policy, int residents) {
 void check_all(SlicePager& pager, const RandomSource& source) {
   const std::vector<int> everyone = {0, 1, 2, 3};
   for (int layer = 0; layer < kGrid.layers; ++layer) {
-    pager.visit(
-        layer, everyone, false, [] {},
-        [&](SliceId slice, const std::byte* bytes) {
-          CHECK(std::memcmp(bytes, source.at(slice), kGrid.slice_bytes) == 0);
-        });
+    const auto check = [&](int expert, int first, std::span<const std::byte* const> addresses) {
+      for (size_t i = 0; i < addresses.size(); ++i) {
+        const SliceId slice{layer, expert, first + static_cast<int>(i)};
+        CHECK(std::memcmp(addresses[i], source.at(slice), kGrid.slice_bytes) == 0);
+      }
+    };
+    pager.visit(layer, everyone, false, {{}, {}, check});
   }
   pager.between_steps();
 }
