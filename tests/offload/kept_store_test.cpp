@@ -54,7 +54,7 @@ void check_all(SlicePager& pager, const RandomSource& source) {
         CHECK(std::memcmp(addresses[i], source.at(slice), kGrid.slice_bytes) == 0);
       }
     };
-    pager.visit(layer, everyone, false, {{}, {}, check});
+    pager.visit(layer, everyone, false, {{}, [] {}, check});
   }
   pager.between_steps();
 }
