@@ -98,7 +98,8 @@ struct DeviceRoom {
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *late, *ready;
+  unsigned *error, *late, *ready, *arrived;
+  float* router_logits;
   Activations fixed[3];  // by format, of networks that every token passes
   Activations routed, from_host;
   kernels::JobList *resident, *zero_copy;
@@ -135,7 +136,10 @@ struct DeviceRoom {
     const int64_t jobs = static_cast<int64_t>(spec.experts_per_token) * shape.experts.slices;
     const int64_t layers = shape.experts.layers;
     ready = room.take<unsigned>(layers);
-    routed = Activations(room, format, jobs, shape.slice_width);
+    arrived = room.take<unsigned>(1);
+    router_logits = room.take<float>(spec.experts);
+    const int64_t shared_jobs = (spec.shared_ffn + shape.slice_width - 1) / shape.slice_width;
+    routed = Activations(room, format, shared_jobs + jobs, shape.slice_width);
     resident = reinterpret_cast<kernels::JobList*>(
         room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
     chosen = room.take<int>(layers * spec.experts_per_token);
@@ -200,11 +204,10 @@ class CudaDecodeGraph : public DecodeGraph {
         }()),
         workers_(sharing.workers),
         share_(sharing.device_share, sharing.follow),
-        side_(device.new_copy_stream()),
-        main_stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())),
-        side_stream_(static_cast<cudaStream_t>(side_->native_handle())) {
-    check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), main_stream_), "clearing");
-    check(cudaStreamSynchronize(main_stream_), "clearing");
+        zero_copies_(!shape.all_resident && (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
+        stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
+    check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
+    check(cudaStreamSynchronize(stream_), "clearing");
     std::memset(host_memory_.data(), 0, host_memory_.bytes());
     if (workers_ != nullptr) {
       mailbox_.emplace(on_host_.mailbox, mailbox_shape(shape_));
@@ -214,8 +217,6 @@ class CudaDecodeGraph : public DecodeGraph {
     check(cudaMemcpy(on_device_.inverse_frequencies, frequencies.data(), frequencies.size() * sizeof(float),
                      cudaMemcpyHostToDevice),
           "copying");
-    check(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming), "creating an event");
-    check(cudaEventCreateWithFlags(&join_, cudaEventDisableTiming), "creating an event");
     update_places();
     capture();
   }
@@ -226,8 +227,6 @@ class CudaDecodeGraph : public DecodeGraph {
     } catch (const DeviceError&) {  // the workers' owner reports it
     }
     cudaGraphExecDestroy(executable_);
-    cudaEventDestroy(fork_);
-    cudaEventDestroy(join_);
   }
 
   int64_t step(int64_t token, int64_t position) override {
@@ -243,8 +242,8 @@ class CudaDecodeGraph : public DecodeGraph {
       workers_->start({*mailbox_, &places_, &input.zero_copy_share}, step_);
       working_ = true;
     }
-    check(cudaGraphLaunch(executable_, main_stream_), "launching");
-    check(cudaStreamSynchronize(main_stream_), "running");
+    check(cudaGraphLaunch(executable_, stream_), "launching");
+    check(cudaStreamSynchronize(stream_), "running");
     if (on_host_.output->error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
                         "; the weights are damaged, or the model needs decode: eager");
@@ -363,19 +362,19 @@ class CudaDecodeGraph : public DecodeGraph {
 
   void capture() {
     cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(main_stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
       enqueue();
     } catch (...) {
-      cudaStreamEndCapture(main_stream_, &graph);
+      cudaStreamEndCapture(stream_, &graph);
       if (graph != nullptr) cudaGraphDestroy(graph);
       throw;
     }
-    check(cudaStreamEndCapture(main_stream_, &graph), "ending the capture");
+    check(cudaStreamEndCapture(stream_, &graph), "ending the capture");
     const cudaError_t made = cudaGraphInstantiate(&executable_, graph, 0);
     cudaGraphDestroy(graph);
     check(made, "instantiating");
-    check(cudaGraphUpload(executable_, main_stream_), "uploading");
+    check(cudaGraphUpload(executable_, stream_), "uploading");
   }
 
   void enqueue() {
@@ -391,27 +390,25 @@ class CudaDecodeGraph : public DecodeGraph {
     begin.best = on_device_.best;
     begin.late = on_device_.late;
     begin.error = on_device_.error;
-    kernels::decode_begin(begin, main_stream_);
+    kernels::decode_begin(begin, stream_);
     for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
       attention(layer);
       if (spec_.layers[layer].moe_layer < 0) {
         dense(layer);
-      } else if (shape_.all_resident) {
-        resident_experts(layer);
       } else {
-        paged_experts(layer);
+        experts(layer);
       }
     }
     auto head = linear(WeightRole::head, -1, spec_.vocab, spec_.hidden, on_device_.logits);
     head.normed = normed(WeightRole::final_norm);
     head.best = on_device_.best;
-    kernels::decode_linear(head, main_stream_);
+    kernels::decode_linear(head, stream_);
     kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state, on_host_.output, 1},
-                        main_stream_);
+                        stream_);
     if (shape_.experts.layers > 0) {
       check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
                             shape_.experts.layers * spec_.experts_per_token * sizeof(int),
-                            cudaMemcpyDeviceToHost, main_stream_),
+                            cudaMemcpyDeviceToHost, stream_),
             "copying");
     }
   }
@@ -422,7 +419,7 @@ class CudaDecodeGraph : public DecodeGraph {
     auto qkv =
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
-    kernels::decode_linear(qkv, main_stream_);
+    kernels::decode_linear(qkv, stream_);
     kernels::DecodeAttention a;
     a.qkv = on_device_.qkv;
     a.position = on_device_.state->positions;
@@ -444,11 +441,11 @@ class CudaDecodeGraph : public DecodeGraph {
     a.context = shape_.context;
     a.workspace = on_device_.attention_workspace;
     a.out = on_device_.attended;
-    kernels::decode_attention(a, main_stream_);
+    kernels::decode_attention(a, stream_);
     auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
     o.x = on_device_.attended;
     o.add = true;
-    kernels::decode_linear(o, main_stream_);
+    kernels::decode_linear(o, stream_);
   }
 
   // A network that every token passes: packed slices, or bf16 as one wide slice whose down matrix lies apart.
@@ -493,7 +490,7 @@ class CudaDecodeGraph : public DecodeGraph {
       down.x_bf16 = hidden.values;
       down.out = out;
       down.add = residual;
-      kernels::decode_linear(down, main_stream_);
+      kernels::decode_linear(down, stream_);
       return;
     }
     kernels::DecodeDown down;
@@ -504,12 +501,12 @@ class CudaDecodeGraph : public DecodeGraph {
     down.fixed_jobs = ffn.count;
     down.hidden_activations = hidden;
     (residual ? down.residual : down.fixed_sum) = out;
-    kernels::decode_down(down, main_stream_);
+    kernels::decode_down(down, stream_);
   }
 
   void dense(int layer) {
     const FixedFfn ffn = fixed_ffn(layer);
-    kernels::decode_gate_up(gate_up_of(ffn, layer), main_stream_);
+    kernels::decode_gate_up(gate_up_of(ffn, layer), stream_);
     down_of(ffn, on_device_.residual, true);
   }
 
@@ -528,14 +525,15 @@ class CudaDecodeGraph : public DecodeGraph {
     r.input = normed(WeightRole::ffn_norm, layer);
     r.device_table = on_device_.device_table + first;
     r.groups_per_slice = groups_per_slice();
-    r.slice_bytes = shape_.experts.slice_bytes;
     r.resident = on_device_.resident;
+    r.logits = on_device_.router_logits;
+    r.arrived = on_device_.arrived;
     r.chosen = on_device_.chosen + moe_layer * spec_.experts_per_token;
     r.weights = on_device_.router_weights;
     r.step = &on_device_.state->step;
     if (shape_.all_resident) return r;
     r.host_table = on_device_.host_table + first;
-    r.zero_copy = on_device_.zero_copy;
+    if (zero_copies_) r.zero_copy = on_device_.zero_copy;
     r.zero_copy_share = &on_device_.state->zero_copy_share;
     r.computed = on_device_.computed;
     r.positions = on_device_.positions;
@@ -556,6 +554,11 @@ class CudaDecodeGraph : public DecodeGraph {
     g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
     g.experts = spec_.experts;
     g.out = on_device_.routed.hidden;
+    if (zero_copies_) {
+      g.host_list = on_device_.zero_copy;
+      g.host_out = on_device_.from_host.hidden;
+      g.host_blocks = kZeroCopyBlocks;
+    }
     return g;
   }
   kernels::DecodeDown routed_down() const {
@@ -568,53 +571,42 @@ class CudaDecodeGraph : public DecodeGraph {
     d.output_weights = spec_.weight_on == WeightOn::output ? on_device_.router_weights : nullptr;
     d.experts = spec_.experts;
     d.hidden_activations = on_device_.routed.hidden;
+    if (zero_copies_) {
+      d.host_list = on_device_.zero_copy;
+      d.host_activations = on_device_.from_host.hidden;
+      d.host_blocks = kZeroCopyBlocks;
+    }
     return d;
   }
 
-  void resident_experts(int layer) {
+  // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their launches
+  // where they are made alike.
+  void experts(int layer) {
     const FixedFfn shared = fixed_ffn(layer);
     const auto routing = router(layer);
-    if (shared.count > 0) {  // It needs no routing, so a block routes beside it.
-      auto g = gate_up_of(shared, layer);
-      g.router = &routing;
-      g.ready = on_device_.ready + spec_.layers[layer].moe_layer;
-      kernels::decode_gate_up(g, main_stream_);
-    } else {
-      kernels::decode_router(routing, main_stream_);
+    auto gate_up = routed_gate_up(layer);
+    auto down = routed_down();
+    const bool alike = shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
+    if (shared.count > 0 && alike) {
+      gate_up.fixed = down.fixed = shared.slices;
+      gate_up.fixed_jobs = down.fixed_jobs = shared.count;
     }
-    kernels::decode_gate_up(routed_gate_up(layer), main_stream_);
-    if (shared.count > 0) down_of(shared, on_device_.residual, true);
-    auto down = routed_down();
-    down.residual = on_device_.residual;
-    kernels::decode_down(down, main_stream_);
-  }
-
-  // The side stream reads the missed slices from host memory meanwhile.
-  void paged_experts(int layer) {
-    const FixedFfn shared = fixed_ffn(layer);
-    kernels::decode_router(router(layer), main_stream_);
-    check(cudaEventRecord(fork_, main_stream_), "forking");
-    check(cudaStreamWaitEvent(side_stream_, fork_, 0), "forking");
-    auto missed = routed_gate_up(layer);
-    missed.list = on_device_.zero_copy;
-    missed.out = on_device_.from_host.hidden;
-    missed.blocks = kZeroCopyBlocks;
-    kernels::decode_gate_up(missed, side_stream_);
-    auto missed_down = routed_down();
-    missed_down.list = on_device_.zero_copy;
-    missed_down.hidden_activations = on_device_.from_host.hidden;
-    missed_down.partials = on_device_.partials;
-    missed_down.blocks = kZeroCopyBlocks;
-    kernels::decode_down(missed_down, side_stream_);
-    check(cudaEventRecord(join_, side_stream_), "joining");
-
-    if (shared.count > 0) kernels::decode_gate_up(gate_up_of(shared, layer), main_stream_);
-    kernels::decode_gate_up(routed_gate_up(layer), main_stream_);
-    if (shared.count > 0) down_of(shared, on_device_.fixed_sum, false);
-    auto down = routed_down();
+    auto first = shared.count > 0 && !alike ? gate_up_of(shared, layer) : gate_up;
+    first.router = &routing;
+    first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
+    kernels::decode_gate_up(first, stream_);
+    if (shared.count > 0 && !alike) {
+      kernels::decode_gate_up(gate_up, stream_);
+      down_of(shared, shape_.all_resident ? on_device_.residual : on_device_.fixed_sum, shape_.all_resident);
+    }
+    if (shape_.all_resident) {
+      down.residual = on_device_.residual;
+      kernels::decode_down(down, stream_);
+      return;
+    }
+    if (down.fixed_jobs > 0) down.fixed_sum = on_device_.fixed_sum;
     down.partials = on_device_.partials;
-    kernels::decode_down(down, main_stream_);
-    check(cudaStreamWaitEvent(main_stream_, join_, 0), "joining");
+    kernels::decode_down(down, stream_);
     kernels::DecodeCombine combine;
     combine.hidden = spec_.hidden;
     combine.fixed_sum = shared.count > 0 ? on_device_.fixed_sum : nullptr;
@@ -631,7 +623,7 @@ class CudaDecodeGraph : public DecodeGraph {
     combine.error = on_device_.error;
     combine.layer = layer;
     combine.residual = on_device_.residual;
-    kernels::decode_combine(combine, main_stream_);
+    kernels::decode_combine(combine, stream_);
   }
 
   const DecodeGraphShape shape_;
@@ -650,11 +642,8 @@ class CudaDecodeGraph : public DecodeGraph {
   std::optional<MissMailbox> mailbox_;
   ShareControl share_;
   bool working_ = false;
-  std::unique_ptr<Stream> side_;
-  cudaStream_t main_stream_;
-  cudaStream_t side_stream_;
-  cudaEvent_t fork_ = nullptr;
-  cudaEvent_t join_ = nullptr;
+  const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
+  cudaStream_t stream_;
   cudaGraphExec_t executable_ = nullptr;
   SlicePlaces places_;
   unsigned step_ = 0;

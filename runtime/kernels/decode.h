@@ -85,7 +85,7 @@ struct MissPostTarget {
   unsigned* posted = nullptr;
 };
 
-// Chooses each token's experts and sorts the chosen experts' slices by where they are. Runs as one block.
+// Chooses the token's experts and sorts the chosen experts' slices by where they are.
 struct DecodeRouter {
   int experts = 0, k = 0, tokens = 1, slices = 0;  // slices: of an expert
   int64_t hidden = 0;
@@ -98,10 +98,9 @@ struct DecodeRouter {
   int groups_per_slice = 0;
   // Of 65536: the share of the missed groups that the GPU computes from host memory; the CPU has the others.
   const unsigned* zero_copy_share = nullptr;
-  // Or, if not null: missed slices will be brought here, one after the other, before `fetched` is computed.
-  const std::byte* fetch_slots = nullptr;
-  uint64_t slice_bytes = 0;
-  JobList *resident = nullptr, *zero_copy = nullptr, *fetched = nullptr;
+  JobList *resident = nullptr, *zero_copy = nullptr;  // zero_copy null: the CPU has all that are missed
+  float* logits = nullptr;                            // [experts], scratch
+  unsigned* arrived = nullptr;                        // one, 0 before the first launch
   int* chosen = nullptr;              // [tokens, k], by rank
   float* weights = nullptr;           // [tokens, experts]: 0 where not chosen
   unsigned char* computed = nullptr;  // by position: 1 if the GPU computes (a part of) it
@@ -109,7 +108,6 @@ struct DecodeRouter {
   MissPostTarget post;                // posted null: nothing is posted
   const unsigned* step = nullptr;
 };
-void decode_router(const DecodeRouter& router, void* stream);
 
 // Missed groups that the GPU reads from host memory; the CPU's executor counts with the same function.
 #ifdef __CUDACC__
@@ -120,7 +118,8 @@ __host__ __device__
   return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
 }
 
-// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's.
+// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own, for
+// those of the host list, which lie in mapped host memory.
 struct DecodeGateUp {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;
@@ -129,18 +128,21 @@ struct DecodeGateUp {
   const std::byte* fixed = nullptr;  // slices that every token passes, one after the other
   int fixed_jobs = 0;
   const JobList* list = nullptr;
-  const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the list's jobs, or null
+  const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the lists' jobs, or null
   int experts = 0;
   HiddenActivations out;
-  int blocks = 0;  // 0: one for each multiprocessor
-  // Routing in the same launch, by a block of its own; `list` is then read once ready has become step.
+  const JobList* host_list = nullptr;
+  HiddenActivations host_out;
+  int host_blocks = 0;
+  // Routing in the same launch, by blocks of its own; the lists are then read once ready has become step.
   const DecodeRouter* router = nullptr;
   unsigned* ready = nullptr;
 };
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
 
-// fixed: sum over the fixed jobs of down * hidden; routed: of the list's, in their order, each times the
-// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart.
+// fixed: sum over the fixed jobs of down * hidden; routed: of the lists', in their order, each times the
+// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart; the
+// host list's are kept apart always.
 struct DecodeDown {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;
@@ -148,11 +150,13 @@ struct DecodeDown {
   const std::byte* fixed = nullptr;
   int fixed_jobs = 0;
   const JobList* list = nullptr;
-  int most_list_jobs = 0;
+  int most_list_jobs = 0;                 // of either list
   const float* output_weights = nullptr;  // [tokens, experts]
   int experts = 0;
   HiddenActivations hidden_activations;
-  int blocks = 0;              // 0: one for each multiprocessor
+  const JobList* host_list = nullptr;
+  HiddenActivations host_activations;
+  int host_blocks = 0;
   float* residual = nullptr;   // [tokens, hidden]
   float* fixed_sum = nullptr;  // [tokens, hidden]; instead of residual
   float* partials = nullptr;   // [positions, tokens, hidden]; likewise
@@ -176,8 +180,7 @@ struct DecodeCombine {
 };
 void decode_combine(const DecodeCombine& combine, void* stream);
 
-// Waits until *flag (device or mapped memory) is step; sets error to 1 + layer after the time-out.
-void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream);
+// A step does not wait longer for the CPU.
 constexpr unsigned kWaitLimitMs = 500;
 constexpr unsigned kNotFinite = ~0u;  // as a step's error: the best logit is NaN or infinite
 

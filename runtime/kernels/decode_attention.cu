@@ -8,7 +8,7 @@
 namespace lighter::kernels {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMostSplits = 32;
 constexpr int kFewestKeys = 16;  // of a split
 
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int lanes = kLanes<D>, teams = kThreads / lanes, state = D + 2;
   __shared__ __align__(16) float q[G][D];
   __shared__ __align__(16) float fresh[2][D];  // the new key and value
-  __shared__ float states[teams][G][state];
+  __shared__ float states[kWarps][G][state];
   __shared__ float factors[kMostSplits][G], merged[G][2];  // merged: largest score, sum
   __shared__ bool last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -145,58 +145,84 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < 8; ++i) sum[g][i] = sum[g][i] * keep + weight * v[i];
     }
   }
+  // A warp's teams, then the warps, then the splits.
 #pragma unroll
-  for (int g = 0; g < G; ++g) {
+  for (int step = lanes; step < 32; step *= 2) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) states[team][g][part * 8 + i] = sum[g][i];
-    if (part == 0) {
-      states[team][g][D] = most[g];
-      states[team][g][D + 1] = total[g];
+    for (int g = 0; g < G; ++g) {
+      const float other = __shfl_xor_sync(~0u, most[g], step), larger = fmaxf(most[g], other);
+      const float keep = most[g] == -INFINITY ? 0 : expf(most[g] - larger);
+      const float take = other == -INFINITY ? 0 : expf(other - larger);
+      most[g] = larger;
+      total[g] = total[g] * keep + __shfl_xor_sync(~0u, total[g], step) * take;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum[g][i] = sum[g][i] * keep + __shfl_xor_sync(~0u, sum[g][i], step) * take;
+    }
+  }
+  if (lane < lanes) {
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) states[warp][g][part * 8 + i] = sum[g][i];
+      if (part == 0) {
+        states[warp][g][D] = most[g];
+        states[warp][g][D + 1] = total[g];
+      }
     }
   }
   __syncthreads();
 
-  // The teams' states in their order, then the splits'. weigh: every state's weight and all their sums.
+  // weigh: every state's weight and all their sums; a warp has a head, a lane a state.
   const auto weigh = [&](int count, const auto& at) {
-    if (threadIdx.x < G) {
-      const int g = threadIdx.x;
-      float largest = -INFINITY, weights = 0;
-#pragma unroll 8
-      for (int i = 0; i < count; ++i) largest = fmaxf(largest, at(i, g, D));
-#pragma unroll 8
-      for (int i = 0; i < count; ++i) {
-        const float weight = expf(at(i, g, D) - largest);
-        factors[i][g] = weight;
-        weights += weight * at(i, g, D + 1);
+    for (int g = warp; g < G; g += kWarps) {
+      const float here = lane < count ? at(lane, g, D) : -INFINITY;
+      const float sums = lane < count ? at(lane, g, D + 1) : 0;
+      float largest = here;
+      for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+      const float weight = here == -INFINITY ? 0 : expf(here - largest);
+      float weights = weight * sums;
+      for (int step = 16; step > 0; step /= 2) weights += __shfl_xor_sync(~0u, weights, step);
+      factors[lane][g] = weight;
+      if (lane == 0) {
+        merged[g][0] = largest;
+        merged[g][1] = weights;
       }
-      merged[g][0] = largest;
-      merged[g][1] = weights;
     }
     __syncthreads();
   };
-  const auto merge = [&](int count, const auto& at, int g, int value) {
-    float sum_of_all = 0;
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) sum_of_all += factors[i][g] * at(i, g, value);
-    return sum_of_all;
+  // put(head, value, sum) for all values.
+  const auto merge = [&](int count, const auto& at, const auto& put) {
+    constexpr int each = (G * D + kThreads - 1) / kThreads;
+    float sums[each] = {};
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+#pragma unroll
+      for (int j = 0; j < each; ++j) {
+        const int which = min(static_cast<int>(threadIdx.x) + j * kThreads, G * D - 1);
+        sums[j] += factors[i][which / D] * at(i, which / D, which % D);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < each; ++j) {
+      const int which = threadIdx.x + j * kThreads;
+      if (which < G * D) put(which / D, which % D, sums[j]);
+    }
   };
   auto* const counters = static_cast<unsigned*>(a.workspace);
   float* const stored =
       reinterpret_cast<float*>(counters + 128) + static_cast<int64_t>(head) * kMostSplits * G * state;
-  const auto team_state = [&](int i, int g, int value) { return states[i][g][value]; };
-  const int busy_teams = min(teams, end - begin);
-  weigh(busy_teams, team_state);
-  for (int i = threadIdx.x; i < G * D; i += kThreads) {
-    const int g = i / D, value = i % D;
-    const float all = merge(busy_teams, team_state, g, value);
+  const auto warp_state = [&](int i, int g, int value) { return states[i][g][value]; };
+  const int busy_warps = min(kWarps, (end - begin + 32 / lanes - 1) / (32 / lanes));
+  weigh(busy_warps, warp_state);
+  merge(busy_warps, warp_state, [&](int g, int value, float all) {
     if (used == 1) {
       a.out[(head * G + g) * D + value] = all / merged[g][1];
-      continue;
+      return;
     }
     float* const to = stored + (split * G + g) * state;
     to[value] = all;
     if (value < 2) to[D + value] = merged[g][value];
-  }
+  });
   if (used == 1) return;
   __threadfence();
   __syncthreads();
@@ -209,9 +235,9 @@ __global__ void __launch_bounds__(kThreads)
   __threadfence();
   const auto split_state = [&](int s, int g, int v) { return __ldcg(stored + (s * G + g) * state + v); };
   weigh(used, split_state);
-  for (int i = threadIdx.x; i < G * D; i += kThreads) {
-    a.out[head * G * D + i] = merge(used, split_state, i / D, i % D) / merged[i / D][1];
-  }
+  merge(used, split_state, [&](int g, int value, float all) {
+    a.out[(head * G + g) * D + value] = all / merged[g][1];
+  });
 }
 
 template <int D, int G>

@@ -221,35 +221,28 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
   }
 }
 
-template <WeightFormat F, int B>
-__global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_constant__ GateUp a) {
-  extern __shared__ __align__(128) std::byte shared[];
-  gate_up_block<F, B>(a, shared, blockIdx.x, gridDim.x);
-}
+// Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`, which
+// begin with the fixed slices, for which routing does not matter.
+struct GateUpRoles {
+  int routing = 0, host = 0;
+  DecodeRouter router;
+  unsigned* ready = nullptr;
+};
 
-// Block 0 routes; the others begin with the fixed slices, for which routing does not matter.
 template <WeightFormat F, int B>
 __global__ void __launch_bounds__(kThreads, 2)
-    routed_gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ DecodeRouter router,
-                          unsigned* ready) {
+    gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ GateUp host,
+                   const __grid_constant__ GateUpRoles roles) {
   extern __shared__ __align__(128) std::byte shared[];
-  if (blockIdx.x > 0) {
-    gate_up_block<F, B>(a, shared, blockIdx.x - 1, gridDim.x - 1);
-    return;
+  const int block = blockIdx.x;
+  if (block < roles.routing) {
+    route(roles.router, shared, roles.ready, block, roles.routing);
+  } else if (block < roles.routing + roles.host) {
+    gate_up_block<F, B>(host, shared, block - roles.routing, roles.host);
+  } else {
+    const int before = roles.routing + roles.host;
+    gate_up_block<F, B>(a, shared, block - before, gridDim.x - before);
   }
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  route_by_block(router, shared);
-  if (threadIdx.x == 0) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(*router.step) : "memory");
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) router_kernel(const __grid_constant__ DecodeRouter router) {
-  extern __shared__ __align__(128) std::byte shared[];
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  route_by_block(router, shared);
 }
 
 template <WeightFormat F, int B>
@@ -268,17 +261,22 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
   a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
-  const int64_t bytes = a.stream.bytes() + rest;
-  if (g.router == nullptr) {
-    launch(gate_up_kernel<F, B>, dim3(g.blocks > 0 ? g.blocks : processors()), kThreads, bytes, stream,
-           "gate and up", a);
-    return;
+  GateUpRoles roles;
+  if (g.router != nullptr) {
+    roles.routing = router_blocks(*g.router);
+    roles.router = *g.router;
+    roles.ready = g.ready;
+    a.ready = g.ready;
+    a.step = g.router->step;
   }
-  a.ready = g.ready;
-  a.step = g.router->step;
-  launch(routed_gate_up_kernel<F, B>, dim3(processors()), kThreads,
-         std::max(bytes, router_bytes(g.hidden, B)), stream, "gate and up with routing", a, *g.router,
-         g.ready);
+  GateUp host = a;
+  host.fixed_jobs = 0;
+  host.list = g.host_list;
+  host.out = g.host_out;
+  if (g.host_list != nullptr) roles.host = g.host_blocks;
+  const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
+  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + processors()), kThreads, bytes, stream,
+         "gate and up", a, host, roles);
 }
 
 struct Down {
@@ -295,9 +293,8 @@ struct Down {
 };
 
 template <WeightFormat F, int B>
-__global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant__ Down a) {
+__device__ void down_block(const Down& a, std::byte* shared, int block, int blocks) {
   constexpr int group = Format<F>::group;
-  extern __shared__ __align__(128) std::byte shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   WarpStream stream(shared, a.stream, warp, lane);
   const int values_bytes = Format<F>::quantized ? a.width : 2 * a.width;  // of a token's hidden activations
@@ -308,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant
   float* const parts = x_sums + (Format<F>::minimums ? a.most_jobs * B * groups : 0);  // [jobs, rows, B]
   const SliceLayout<F> layout(a.hidden, a.width);
 
-  const Range chunk_range = part_of(a.hidden / a.rows, blockIdx.x, gridDim.x);
+  const Range chunk_range = part_of(a.hidden / a.rows, block, blocks);
   const int first_row = chunk_range.begin * a.rows, chunks = chunk_range.end - chunk_range.begin;
   const int my_rows = chunks * a.rows;
   const int row_side = static_cast<int>(side_bytes<F>(a.width));
@@ -426,6 +423,28 @@ __global__ void __launch_bounds__(kThreads, 2) down_kernel(const __grid_constant
   }
 }
 
+// The first blocks read host memory.
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kThreads, 2)
+    down_kernel(const __grid_constant__ Down a, const __grid_constant__ Down host, int host_blocks) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const int block = blockIdx.x;
+  if (block < host_blocks) {
+    down_block<F, B>(host, shared, block, host_blocks);
+  } else {
+    down_block<F, B>(a, shared, block - host_blocks, gridDim.x - host_blocks);
+  }
+}
+
+// Sets what depends on how many blocks there are; returns the shared memory of one.
+template <WeightFormat F, int B>
+int64_t share_rows(Down& a, int blocks) {
+  a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
+  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4);
+  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
+  return a.stream.bytes() + rest;
+}
+
 template <WeightFormat F, int B>
 void run_down(const DecodeDown& d, void* stream) {
   Down a{};
@@ -450,20 +469,21 @@ void run_down(const DecodeDown& d, void* stream) {
   a.fixed_sum = d.fixed_sum;
   a.partials = d.partials;
   a.most_jobs = d.fixed_jobs + d.most_list_jobs;
-  const int blocks = std::min(d.blocks > 0 ? d.blocks : processors(), a.hidden / a.rows);
-  a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
   a.stream.side_bytes = a.rows * row_side * (Format<F>::minimums ? 2 : 1);
-  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(d.width, B) + a.most_rows * B * 4);
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
-  launch(down_kernel<F, B>, dim3(blocks), kThreads, a.stream.bytes() + rest, stream, "down", a);
+  Down host = a;
+  host.fixed_jobs = 0;
+  host.list = d.host_list;
+  host.hidden_activations = d.host_activations;
+  host.residual = host.fixed_sum = nullptr;
+  host.most_jobs = d.most_list_jobs;
+  const int most_blocks = a.hidden / a.rows, blocks = std::min(processors(), most_blocks);
+  const int host_blocks = d.host_list == nullptr ? 0 : std::min(d.host_blocks, most_blocks);
+  int64_t bytes = share_rows<F, B>(a, blocks);
+  if (host_blocks > 0) bytes = std::max(bytes, share_rows<F, B>(host, host_blocks));
+  launch(down_kernel<F, B>, dim3(host_blocks + blocks), kThreads, bytes, stream, "down", a, host, host_blocks);
 }
 
 }  // namespace
-
-void decode_router(const DecodeRouter& router, void* stream) {
-  launch(router_kernel, dim3(1), kThreads, router_bytes(router.hidden, router.tokens), stream, "router",
-         router);
-}
 
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {
   dispatch(gate_up.format, gate_up.tokens, [&](auto format, auto tokens) {

@@ -1,5 +1,5 @@
-// Routing by one block: scores, the chosen experts, and where their slices are. The steps are separated by
-// barriers; everything is small.
+// Routing by a few blocks: each scores some of the experts; the last one to finish chooses, and lists where the
+// chosen experts' slices are.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,79 +7,119 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
 
-// Shared memory of the routing block: the normed hidden state in fp32 first.
+constexpr int kMostRouterBlocks = 16;
+constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;  // experts of a block
+static_assert(kMostDecodeTokens == 1);
+
+// Shared memory of a routing block.
 struct RouterScratch {
-  float logits[kMostDecodeTokens][kMostDecodeExperts];
-  float weights[kMostDecodeTokens][kMostDecodeExperts];
-  float squares[kStreamWarps];
+  float partial[kStreamWarps][1 + kMostScored];  // sum of squares, then the experts' dot products
+  float logits[kMostDecodeExperts];
+  float weights[kMostDecodeExperts];
+  bool last;
 };
 
-__host__ __device__ inline int64_t router_bytes(int64_t hidden, int tokens) {
-  return hidden * tokens * 4 + static_cast<int64_t>(sizeof(RouterScratch));
+inline int router_blocks(const DecodeRouter& r) {
+  return r.experts < kMostRouterBlocks ? r.experts : kMostRouterBlocks;
 }
 
-__device__ inline void normed_in_fp32(const NormedInput& input, float* to, RouterScratch& scratch,
-                                      int columns, int tokens) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const auto* const weight = static_cast<const __nv_bfloat16*>(input.weight);
-  for (int token = 0; token < tokens; ++token) {
-    const float* const from = input.residual + token * columns;
-    float squares = 0;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-      const float value = __ldcg(from + i);
-      to[token * columns + i] = value;
-      squares += value * value;
-    }
-    for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
-    __syncthreads();
-    if (lane == 0) scratch.squares[warp] = squares;
-    __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < kStreamWarps; ++i) sum += scratch.squares[i];
-    const float unit = rsqrtf(sum / static_cast<float>(columns) + input.eps);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-      to[token * columns + i] *= unit * __bfloat162float(weight[i]);
-    }
-  }
-  __syncthreads();
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
 }
 
-// One thread: a token's k experts by falling logit (the lower number wins a tie) and their weights.
-__device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int token) {
-  const float* const logits = scratch.logits[token];
-  float* const weights = scratch.weights[token];
-  float most = logits[0];
-  for (int e = 0; e < r.experts; ++e) {
-    weights[e] = 0;
-    most = fmaxf(most, logits[e]);
+__device__ inline float4 bf16x4(uint2 v) {
+  return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000), __uint_as_float(v.y << 16),
+          __uint_as_float(v.y & 0xffff0000)};
+}
+
+// Whole block: brings what does not depend on the step's earlier kernels closer.
+__device__ inline void fetch_ahead(const void* from, int64_t bytes) {
+  for (int64_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const std::byte*>(from) + i));
   }
+}
+
+// One warp: the k experts by falling logit (the lower number wins a tie) and their weights.
+__device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int lane) {
+  constexpr int each = kMostDecodeExperts / 32;  // a lane has experts lane, lane + 32, ...
+  float mine[each], most = -INFINITY;
+  unsigned taken = 0;
+#pragma unroll
+  for (int i = 0; i < each; ++i) {
+    const int expert = lane + 32 * i;
+    mine[i] = expert < r.experts ? scratch.logits[expert] : 0;
+    if (expert >= r.experts) {
+      taken |= 1u << i;
+    } else {
+      scratch.weights[expert] = 0;
+      most = fmaxf(most, mine[i]);
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+  __syncwarp();
   float total = 0;
   for (int rank = 0; rank < r.k; ++rank) {
-    int best = -1;
+    int best = INT_MAX;
+    float logit = 0;
     if (r.forced != nullptr) {
-      best = r.forced[token * r.k + rank];
+      best = r.forced[rank];
+      logit = scratch.logits[best];
     } else {
-      for (int e = 0; e < r.experts; ++e) {
-        if (weights[e] == 0 && (best < 0 || logits[e] > logits[best])) best = e;
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        if ((taken >> i & 1) == 0 && (best == INT_MAX || mine[i] > logit)) {
+          best = lane + 32 * i;
+          logit = mine[i];
+        }
       }
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        const int other = __shfl_xor_sync(~0u, best, step);
+        const float value = __shfl_xor_sync(~0u, logit, step);
+        // What is no number is never larger, so some expert is chosen in any case.
+        const bool better = best == INT_MAX || value > logit || (value == logit && other < best);
+        if (other != INT_MAX && better) {
+          best = other;
+          logit = value;
+        }
+      }
+      best = __shfl_sync(~0u, best, 0);
+      logit = __shfl_sync(~0u, logit, 0);
+      if (best % 32 == lane) taken |= 1u << best / 32;
     }
     // Never exactly 0, which would mean: not chosen.
-    const float weight =
-        r.score == RouterScore::sigmoid ? 1.0f / (1.0f + expf(-logits[best])) : expf(logits[best] - most);
-    weights[best] = fmaxf(weight, 1e-30f);
-    total += weights[best];
-    r.chosen[token * r.k + rank] = best;
-    r.post.experts != nullptr ? void(r.post.experts[token * r.k + rank] = best) : void();
+    const float weight = fmaxf(
+        r.score == RouterScore::sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - most), 1e-30f);
+    total += weight;
+    if (lane == 0) {
+      scratch.weights[best] = weight;
+      r.chosen[rank] = best;
+    }
   }
-  if (r.score == RouterScore::softmax_normalised) {
-    for (int e = 0; e < r.experts; ++e) weights[e] /= total;
+  __syncwarp();
+  for (int e = lane; e < r.experts; e += 32) {
+    if (r.score == RouterScore::softmax_normalised) scratch.weights[e] /= total;
+    r.weights[e] = scratch.weights[e];
   }
-  for (int rank = 0; r.post.weights != nullptr && rank < r.k; ++rank) {
-    r.post.weights[token * r.k + rank] = weights[r.chosen[token * r.k + rank]];
+}
+
+// One warp: tells the CPU. The hidden state has been written before.
+__device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch, int lane) {
+  for (int rank = lane; rank < r.k; rank += 32) {
+    const int expert = __ldcg(r.chosen + rank);
+    r.post.experts[rank] = expert;
+    r.post.weights[rank] = scratch.weights[expert];
   }
+  __threadfence_system();
+  __syncwarp();
+  if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
 }
 
 // One warp: the slices of the chosen experts, ascending, into the lists.
@@ -97,91 +137,123 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
         r.zero_copy->jobs = zero_copied;
         r.zero_copy->groups = groups_here;
       }
-      if (r.fetched != nullptr) {
-        r.fetched->jobs = missed;
-        r.fetched->groups = missed * r.groups_per_slice;
-      }
     }
     residents = missed = position = 0;
-    for (int expert = 0; expert < r.experts; ++expert) {
-      bool chosen = false;
-      for (int token = 0; token < r.tokens; ++token) chosen |= scratch.weights[token][expert] != 0;
-      if (!chosen) continue;
-      for (int first = 0; first < r.slices; first += 32) {
-        const int slice = first + lane;
-        const bool there = slice < r.slices;
-        const std::byte* const address = there ? r.device_table[expert * r.slices + slice] : nullptr;
-        const unsigned in_residents = __ballot_sync(~0u, address != nullptr);
-        const unsigned in_missed = __ballot_sync(~0u, there && address == nullptr);
-        const unsigned before = (1u << lane) - 1;
-        if (pass == 1 && there) {
-          const int here = position + slice;
-          if (address != nullptr) {
-            r.resident->entries[residents + __popc(in_residents & before)] = {address, expert, here};
+    for (int base = 0; base < r.experts; base += 32) {
+      unsigned chosen = __ballot_sync(~0u, base + lane < r.experts && scratch.weights[base + lane] != 0);
+      for (; chosen != 0; chosen &= chosen - 1) {
+        const int expert = base + __ffs(static_cast<int>(chosen)) - 1;
+        for (int first = 0; first < r.slices; first += 32) {
+          const int slice = first + lane;
+          const bool there = slice < r.slices;
+          const std::byte* const address = there ? r.device_table[expert * r.slices + slice] : nullptr;
+          const unsigned in_residents = __ballot_sync(~0u, address != nullptr);
+          const unsigned in_missed = __ballot_sync(~0u, there && address == nullptr);
+          const unsigned before = (1u << lane) - 1;
+          if (pass == 1 && there) {
+            const int here = position + slice;
+            if (address != nullptr) {
+              r.resident->entries[residents + __popc(in_residents & before)] = {address, expert, here};
+            }
+            const int miss = missed + __popc(in_missed & before);
+            const bool mine = address == nullptr && miss < zero_copied;
+            if (mine) r.zero_copy->entries[miss] = {r.host_table[expert * r.slices + slice], expert, here};
+            if (r.computed != nullptr) r.computed[here] = address != nullptr || mine;
           }
-          const int miss = missed + __popc(in_missed & before);
-          const bool mine = address == nullptr && r.zero_copy != nullptr && miss < zero_copied;
-          if (mine) r.zero_copy->entries[miss] = {r.host_table[expert * r.slices + slice], expert, here};
-          if (address == nullptr && r.fetched != nullptr) {
-            r.fetched->entries[miss] = {r.fetch_slots + miss * r.slice_bytes, expert, here};
-          }
-          if (r.computed != nullptr) r.computed[here] = address != nullptr || mine || r.fetched != nullptr;
+          residents += __popc(in_residents);
+          missed += __popc(in_missed);
         }
-        residents += __popc(in_residents);
-        missed += __popc(in_missed);
+        position += r.slices;
       }
-      position += r.slices;
     }
   }
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// Whole block. memory: router_bytes().
-__device__ inline void route_by_block(const DecodeRouter& r, std::byte* memory) {
+// Block `block` of `blocks`. Sets *ready to the step when the lists and weights are there.
+__device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* ready, int block,
+                             int blocks) {
+  auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int hidden = static_cast<int>(r.hidden);
-  float* const x = reinterpret_cast<float*>(memory);
-  auto& scratch = *reinterpret_cast<RouterScratch*>(memory + r.hidden * r.tokens * 4);
-  normed_in_fp32(r.input, x, scratch, hidden, r.tokens);
-  if (r.post.posted != nullptr) {
-    for (int i = threadIdx.x; i < hidden * r.tokens / 4; i += blockDim.x) {
-      reinterpret_cast<float4*>(r.post.x)[i] = reinterpret_cast<const float4*>(x)[i];
+  const int quads = static_cast<int>(r.hidden / 4);
+  const int scored = (r.experts - block + blocks - 1) / blocks;  // experts block, block + blocks, ...
+  const auto* const rows = static_cast<const uint2*>(r.weight) + static_cast<int64_t>(block) * quads;
+  const int64_t stride = static_cast<int64_t>(blocks) * quads;
+  const auto* const norm = static_cast<const uint2*>(r.input.weight);
+  const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
+  for (int e = 0; e < scored; ++e) fetch_ahead(rows + e * stride, r.hidden * 2);
+  if (block == 0) {
+    fetch_ahead(norm, r.hidden * 2);
+    const int64_t table_bytes = static_cast<int64_t>(r.experts) * r.slices * 8;
+    fetch_ahead(r.device_table, table_bytes);
+    if (r.zero_copy != nullptr) fetch_ahead(r.host_table, table_bytes);
+  }
+  allow_next_kernel();
+  wait_for_previous_kernel();
+
+  // The norm's factor is the same for all values, so the dot products need not wait for it.
+  float squares = 0, dots[kMostScored] = {};
+#pragma unroll 5
+  for (int i = threadIdx.x; i < quads; i += kStreamWarps * 32) {
+    const float4 v = __ldcg(residual + i), n = bf16x4(norm[i]);
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+#pragma unroll
+    for (int e = 0; e < kMostScored; ++e) {
+      if (e >= scored) break;
+      const float4 w = bf16x4(rows[e * stride + i]);
+      dots[e] += v.x * n.x * w.x + v.y * n.y * w.y + v.z * n.z * w.z + v.w * n.w * w.w;
     }
   }
-  for (int expert = warp; expert < r.experts; expert += kStreamWarps) {
-    const auto* const row = static_cast<const uint2*>(r.weight) + expert * (hidden / 4);
-    float sums[kMostDecodeTokens] = {};
-#pragma unroll 8
-    for (int i = lane; i < hidden / 4; i += 32) {
-      const uint2 w = row[i];
-      for (int token = 0; token < r.tokens; ++token) {
-        const float4 v = reinterpret_cast<const float4*>(x + token * hidden)[i];
-        sums[token] += v.x * __uint_as_float(w.x << 16) + v.y * __uint_as_float(w.x & 0xffff0000) +
-                       v.z * __uint_as_float(w.y << 16) + v.w * __uint_as_float(w.y & 0xffff0000);
-      }
-    }
-    for (int token = 0; token < r.tokens; ++token) {
-      for (int step = 16; step > 0; step /= 2) sums[token] += __shfl_xor_sync(~0u, sums[token], step);
-      if (lane == 0) scratch.logits[token][expert] = sums[token];
-    }
+  squares = warp_sum(squares);
+  if (lane == 0) scratch.partial[warp][0] = squares;
+#pragma unroll
+  for (int e = 0; e < kMostScored; ++e) {
+    if (e >= scored) break;
+    const float dot = warp_sum(dots[e]);
+    if (lane == 0) scratch.partial[warp][1 + e] = dot;
   }
   __syncthreads();
-  if (static_cast<int>(threadIdx.x) < r.tokens) choose(r, scratch, threadIdx.x);
-  __syncthreads();
-  for (int i = threadIdx.x; i < r.tokens * r.experts; i += blockDim.x) {
-    r.weights[i] = scratch.weights[i / r.experts][i % r.experts];
-  }
+  const auto total = [&](int which) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kStreamWarps; ++i) sum += scratch.partial[i][which];
+    return sum;
+  };
+  const float unit = rsqrtf(total(0) / static_cast<float>(r.hidden) + r.input.eps);
   if (r.post.posted != nullptr) {
+    for (int i = block * kStreamWarps * 32 + threadIdx.x; i < quads; i += blocks * kStreamWarps * 32) {
+      float4 v = __ldcg(residual + i);
+      const float4 n = bf16x4(norm[i]);
+      v.x *= unit * n.x;
+      v.y *= unit * n.y;
+      v.z *= unit * n.z;
+      v.w *= unit * n.w;
+      reinterpret_cast<float4*>(r.post.x)[i] = v;
+    }
     __threadfence_system();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
-      __threadfence_system();
-    }
   }
-  if (warp == 0) list_slices(r, scratch, lane);
-  __threadfence();
+  if (static_cast<int>(threadIdx.x) < scored) {
+    __stcg(r.logits + block + threadIdx.x * blocks, unit * total(1 + threadIdx.x));
+    __threadfence();
+  }
   __syncthreads();
+  if (threadIdx.x == 0) {
+    scratch.last = atomicAdd(r.arrived, 1) + 1 == static_cast<unsigned>(blocks);
+    if (scratch.last) *r.arrived = 0;
+  }
+  __syncthreads();
+  if (!scratch.last) return;
+  __threadfence();
+  if (static_cast<int>(threadIdx.x) < r.experts) scratch.logits[threadIdx.x] = __ldcg(r.logits + threadIdx.x);
+  __syncthreads();
+  if (warp == 0) choose(r, scratch, lane);
+  __syncthreads();
+  if (warp == 1 && r.post.posted != nullptr) post(r, scratch, lane);
+  if (warp != 0) return;
+  list_slices(r, scratch, lane);
+  __threadfence();
+  __syncwarp();
+  if (lane == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(*r.step) : "memory");
 }
 
 }  // namespace lighter::kernels

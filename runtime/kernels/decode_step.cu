@@ -1,4 +1,4 @@
-// The ends of a decode step, and where its streams meet.
+// The ends of a decode step, and where the CPU and the GPU meet.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -81,12 +81,6 @@ __global__ void end_kernel(DecodeEnd e) {
   }
 }
 
-__global__ void wait_kernel(const unsigned* flag, const unsigned* step, unsigned* error, int layer) {
-  wait_for_previous_kernel();
-  wait_for_flag(flag, *step, error, layer);
-  allow_next_kernel();
-}
-
 __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
   allow_next_kernel();
   wait_for_previous_kernel();
@@ -120,10 +114,6 @@ void decode_begin(const DecodeBegin& begin, void* stream) {
 
 void decode_end(const DecodeEnd& end, void* stream) {
   launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", end);
-}
-
-void decode_wait(const unsigned* flag, const unsigned* step, unsigned* error, int layer, void* stream) {
-  launch(wait_kernel, dim3(1), 1, 0, stream, "wait", flag, step, error, layer);
 }
 
 void decode_combine(const DecodeCombine& combine, void* stream) {

@@ -290,8 +290,9 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   r.input = {stream_in, to_device(weight), 1e-5f};
   r.device_table = to_device(here);
   r.groups_per_slice = groups;
-  r.slice_bytes = all.each;
   r.resident = list();
+  r.logits = device_zeros<float>(experts);
+  r.arrived = device_zeros<unsigned>(1);
   r.chosen = device_zeros<int>(k);
   r.weights = device_zeros<float>(experts);
   r.computed = device_zeros<unsigned char>(k * slices);
@@ -328,33 +329,28 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   d.experts = experts;
   d.hidden_activations = g.out;
   unsigned* const error = device_zeros<unsigned>(1);
+  const HiddenActivations host_room = room(f, k * slices, width);
+  float* const post_x = device_zeros<float>(hidden);
+  int* const post_experts = device_zeros<int>(k);
+  float* const post_weights = device_zeros<float>(k);
+  unsigned* const posted = device_zeros<unsigned>(1);
   for (int round = 0; round < 2; ++round) {  // the second shows that the first left the counters as they were
     check(cudaMemcpy(out, residual.data(), hidden * 4, cudaMemcpyHostToDevice));
+    g.router = &r;
+    g.ready = device_zeros<unsigned>(1);
     if (!paged) {
-      g.router = &r;
-      g.ready = device_zeros<unsigned>(1);
       d.residual = out;
       decode_gate_up(g, nullptr);
       decode_down(d, nullptr);
     } else {
-      decode_router(r, nullptr);
       d.fixed_sum = device_zeros<float>(hidden);
       d.partials = device_zeros<float>(k * slices * hidden);
+      g.host_list = d.host_list = r.zero_copy;
+      g.host_out = d.host_activations = host_room;
+      g.host_blocks = d.host_blocks = 16;
+      r.post = {post_x, post_experts, post_weights, posted};
       decode_gate_up(g, nullptr);
       decode_down(d, nullptr);
-      DecodeGateUp from_host = g;
-      from_host.fixed_jobs = 0;
-      from_host.list = r.zero_copy;
-      from_host.blocks = 16;
-      from_host.out = room(f, k * slices, width);
-      decode_gate_up(from_host, nullptr);
-      DecodeDown down = d;
-      down.fixed_jobs = 0;
-      down.list = r.zero_copy;
-      down.hidden_activations = from_host.out;
-      down.fixed_sum = nullptr;
-      down.blocks = 16;
-      decode_down(down, nullptr);
       DecodeCombine c;
       c.hidden = hidden;
       c.fixed_sum = d.fixed_sum;
@@ -400,6 +396,16 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   const auto got = to_host(out, hidden);
   std::vector<float> change(hidden);
   for (int64_t i = 0; i < hidden; ++i) change[i] = got[i] - residual[i];
+  if (paged) {
+    std::vector<double> wanted_x(x.begin(), x.end());
+    expect("what is posted", f, to_host(post_x, hidden), wanted_x, 1e-5);
+    std::vector<double> wanted_weights;
+    for (int i = 0; i < k; ++i) wanted_weights.push_back(weights[order[i]] / total);
+    expect("posted weights", f, to_host(post_weights, k), wanted_weights, 1e-4);
+    const auto experts_posted = to_host(post_experts, k);
+    failures += !std::equal(experts_posted.begin(), experts_posted.end(), order.begin());
+    failures += to_host(posted, 1)[0] != step_number;
+  }
   expect(paged ? "experts, some from host memory" : "experts, all resident", f, change, wanted, 1e-2);
 }
 
@@ -452,6 +458,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
   const HiddenActivations h = room(f, slices * 2, f == WeightFormat::bf16 ? ffn : width);
   unsigned* const ready = device_zeros<unsigned>(layers);
   void* const router_weight = device_zeros<__nv_bfloat16>(16 * hidden);
+  float* const router_logits = device_zeros<float>(16);
+  unsigned* const arrived = device_zeros<unsigned>(1);
   const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out,
                           bool add, cudaStream_t stream) {
     DecodeLinear l;
@@ -486,6 +494,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     r.resident = reinterpret_cast<JobList*>(device_zeros<std::byte>(JobList::bytes(slices)));
     r.chosen = device_zeros<int>(1);
     r.weights = device_zeros<float>(16);
+    r.logits = router_logits;
+    r.arrived = arrived;
     r.step = step;
   }
   unsigned char parts = 15;
