@@ -212,10 +212,11 @@ class SessionWorkbench::Loaded : public LoadedPoint {
   }
 
   Timeline record_step() override {
-    const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident;
+    const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident &&
+                                   model_.miss != OffloadConfig::Miss::cpu;
     return translated([&] {
       return record_timeline([&] { return requests_->one_more_step(); }, session_->device().is_cuda(),
-                             reads_host_memory ? models::kZeroCopyBlocks : 0,
+                             reads_host_memory,
                              [this] {
                                session_->decoder().rest();
                                return session_->latest_cpu_spans();

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
-#include <nlohmann/json.hpp>
 
 namespace lighter::bench {
 namespace {
@@ -28,14 +27,6 @@ std::string kernel_name(const std::string& name) {
   return text;
 }
 
-// The first of the three sizes of a kernel's grid; 0 where it was not recorded.
-int64_t blocks_of(const profiler::KinetoEvent& event) {
-  const auto metadata = nlohmann::json::parse("{" + event.metadataJson() + "}", nullptr, false);
-  if (metadata.is_discarded() || !metadata.contains("grid")) return 0;
-  const auto& grid = metadata["grid"];
-  return grid.is_array() && !grid.empty() && grid[0].is_number() ? grid[0].get<int64_t>() : 0;
-}
-
 // The GPU's clock may be some microseconds behind.
 double us_since(uint64_t zero_ns, uint64_t ns) {
   return static_cast<double>(ns - std::min(ns, zero_ns)) / 1e3;
@@ -49,19 +40,13 @@ int64_t unix_minus_steady_ns() {
   return duration_cast<nanoseconds>(unix_now).count() - duration_cast<nanoseconds>(steady_now).count();
 }
 
-TimelineEvent timeline_event(const profiler::KinetoEvent& event, uint64_t zero_ns,
-                             int64_t host_reading_blocks) {
+TimelineEvent timeline_event(const profiler::KinetoEvent& event, uint64_t zero_ns) {
   TimelineEvent made{"CPU", event.name(), us_since(zero_ns, event.startNs()),
                      us_since(zero_ns, event.endNs())};
   if (event.deviceType() != c10::DeviceType::CPU) {
     const bool copies = made.name.starts_with("Memcpy") && made.name.find("DtoD") == made.name.npos;
     made.lane = copies ? "PCIe" : "GPU";
     if (!copies) made.name = kernel_name(made.name);
-    const bool experts = made.name == "gate_up" || made.name == "down";
-    if (experts && host_reading_blocks > 0 && blocks_of(event) == host_reading_blocks) {
-      made.lane = "PCIe";
-      made.name += ", from host memory";
-    }
   }
   if (made.name.size() > kLongestName) made.name = made.name.substr(0, kLongestName - 1) + "…";
   return made;
@@ -109,7 +94,7 @@ std::unique_ptr<profiler::ProfilerResult> profile(const std::function<bool()>& s
 
 }  // namespace
 
-Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks,
+Timeline record_timeline(const std::function<bool()>& step, bool cuda, bool reads_host_memory,
                          const std::function<std::vector<MissSpan>()>& cpu_spans) {
   Timeline timeline{"libtorch's profiler", {}, {}};
   const auto result = profile(step, cuda);
@@ -130,7 +115,11 @@ Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t h
     const bool within = event.endNs() >= whole->startNs() && event.startNs() <= whole->endNs();
     const bool waits = event.name().find("Synchronize") != std::string::npos;
     if (within && !waits && event.name() != kStep && !event.isHiddenEvent()) {
-      events.push_back(timeline_event(event, whole->startNs(), host_reading_blocks));
+      TimelineEvent made = timeline_event(event, whole->startNs());
+      if (reads_host_memory && made.lane == "GPU" && (made.name == "gate_up" || made.name == "down")) {
+        events.push_back({"PCIe", made.name + "'s slices from host memory", made.begin_us, made.end_us});
+      }
+      events.push_back(std::move(made));
     }
   }
   const int64_t to_unix = unix_minus_steady_ns();

@@ -10,14 +10,14 @@
 
 namespace lighter::bench {
 
-// Makes two steps and keeps the second. step: false if there is no room for one more. host_reading_blocks:
-// the grid of kernels that read experts from host memory; 0: there are none. Lanes: "CPU" (operations,
-// without those inside them, and calls of the CUDA runtime, but not those that only wait), "GPU" (kernels)
-// and "PCIe" (copies between host and device, and kernels that read host memory). The note says what is
-// missing, and why.
+// Makes two steps and keeps the second. step: false if there is no room for one more. reads_host_memory: some
+// blocks of the experts' kernels may read slices there. Lanes: "CPU" (operations, without those inside them,
+// and calls of the CUDA runtime, but not those that only wait), "GPU" (kernels) and "PCIe" (copies between
+// host and device, and kernels that read host memory, for all their time). The note says what is missing, and
+// why.
 // cpu_spans: asked for after the steps; what lies within the second becomes events of the lane "CPU", which
 // in a CUDA graph has nothing else. Throws what a step throws.
-Timeline record_timeline(const std::function<bool()>& step, bool cuda, int64_t host_reading_blocks,
+Timeline record_timeline(const std::function<bool()>& step, bool cuda, bool reads_host_memory,
                          const std::function<std::vector<MissSpan>()>& cpu_spans);
 
 }  // namespace lighter::bench

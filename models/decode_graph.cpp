@@ -19,6 +19,9 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr int kSequence = 0;
+// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to the
+// resident slices.
+constexpr int kZeroCopyBlocks = 32;
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -403,7 +406,8 @@ class CudaDecodeGraph : public DecodeGraph {
     head.normed = normed(WeightRole::final_norm);
     head.best = on_device_.best;
     kernels::decode_linear(head, stream_);
-    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state, on_host_.output, 1},
+    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state, on_host_.output, 1,
+                         on_device_.ready, shape_.experts.layers},
                         stream_);
     if (shape_.experts.layers > 0) {
       check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
@@ -594,6 +598,7 @@ class CudaDecodeGraph : public DecodeGraph {
     auto first = shared.count > 0 && !alike ? gate_up_of(shared, layer) : gate_up;
     first.router = &routing;
     first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
+    down.ready = first.ready;
     kernels::decode_gate_up(first, stream_);
     if (shared.count > 0 && !alike) {
       kernels::decode_gate_up(gate_up, stream_);

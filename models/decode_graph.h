@@ -41,10 +41,6 @@ struct MissSharing {
   bool follow = false;      // the share follows who is late
 };
 
-// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to the
-// resident slices.
-inline constexpr int kZeroCopyBlocks = 32;
-
 class DecodeGraph {
  public:
   virtual ~DecodeGraph() = default;

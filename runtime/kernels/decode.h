@@ -134,7 +134,7 @@ struct DecodeGateUp {
   const JobList* host_list = nullptr;
   HiddenActivations host_out;
   int host_blocks = 0;
-  // Routing in the same launch, by blocks of its own; the lists are then read once ready has become step.
+  // Routing in the same launch, by blocks of its own; ready, 0 before, becomes 1 when the lists are there.
   const DecodeRouter* router = nullptr;
   unsigned* ready = nullptr;
 };
@@ -157,9 +157,10 @@ struct DecodeDown {
   const JobList* host_list = nullptr;
   HiddenActivations host_activations;
   int host_blocks = 0;
-  float* residual = nullptr;   // [tokens, hidden]
-  float* fixed_sum = nullptr;  // [tokens, hidden]; instead of residual
-  float* partials = nullptr;   // [positions, tokens, hidden]; likewise
+  const unsigned* ready = nullptr;  // as above: the lists' weights are then fetched ahead; null: they are not
+  float* residual = nullptr;        // [tokens, hidden]
+  float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
+  float* partials = nullptr;        // [positions, tokens, hidden]; likewise
 };
 void decode_down(const DecodeDown& down, void* stream);
 
@@ -220,6 +221,8 @@ struct DecodeEnd {
   const StepInput* state = nullptr;
   StepOutput* out = nullptr;  // mapped host memory
   int tokens = 1;
+  unsigned* ready = nullptr;  // [layers], set to 0 for the next step
+  int layers = 0;
 };
 void decode_end(const DecodeEnd& end, void* stream);
 

@@ -65,12 +65,31 @@ __global__ void __launch_bounds__(kThreads)
   const int head = blockIdx.x, split = blockIdx.y;
   const int team = threadIdx.x / lanes, part = threadIdx.x % lanes;
   allow_next_kernel();
+  int first, keys, each, used;  // used: splits that have keys
+  const auto share_keys = [&](int position) {
+    first = a.window == 0 ? 0 : static_cast<int>(position / a.window * a.window);
+    keys = position + 1 - first;
+    each = max(kFewestKeys, (keys + splits - 1) / splits);
+    used = (keys + each - 1) / each;
+  };
+  const auto offset_of = [&](int key) {
+    const int at = a.window == 0 ? key : static_cast<int>((first + key) % a.window);
+    const int64_t row = static_cast<int64_t>(__ldcg(a.block_table + at / a.block)) * a.block + at % a.block;
+    return (row * a.kv_heads + head) * D;
+  };
+  // Earlier keys do not depend on the step's earlier kernels. Position and table may still be the last step's;
+  // then the wrong rows come closer, which does no harm.
+  share_keys(*static_cast<const volatile int*>(a.position));
+  if (const int key = split * each + static_cast<int>(threadIdx.x) / 4; threadIdx.x < 128 && key < keys) {
+    const auto* const rows = static_cast<const __nv_bfloat16*>(threadIdx.x % 4 < 2 ? a.keys : a.values);
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(rows + offset_of(key) + threadIdx.x % 2 * (D / 2)));
+  }
+  if (threadIdx.x >= 128 && threadIdx.x < 130) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.inverse_frequencies + (threadIdx.x - 128) * (D / 4)));
+  }
   wait_for_previous_kernel();
-  const int position = *a.position;
-  const int first = a.window == 0 ? 0 : static_cast<int>(position / a.window * a.window);
-  const int keys = position + 1 - first;
-  const int each = max(kFewestKeys, (keys + splits - 1) / splits);
-  const int used = (keys + each - 1) / each;  // splits that have keys
+  const int position = *static_cast<const volatile int*>(a.position);
+  share_keys(position);
   if (split >= used) return;
   const int begin = split * each, end = min(keys, begin + each);
 
@@ -87,11 +106,6 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  const auto offset_of = [&](int key) {
-    const int at = a.window == 0 ? key : static_cast<int>((first + key) % a.window);
-    const int64_t row = static_cast<int64_t>(a.block_table[at / a.block]) * a.block + at % a.block;
-    return (row * a.kv_heads + head) * D;
-  };
   auto* const cached_keys = static_cast<__nv_bfloat16*>(a.keys);
   auto* const cached_values = static_cast<__nv_bfloat16*>(a.values);
   if (end == keys) {  // this split has the new one
@@ -194,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto merge = [&](int count, const auto& at, const auto& put) {
     constexpr int each = (G * D + kThreads - 1) / kThreads;
     float sums[each] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < count; ++i) {
 #pragma unroll
       for (int j = 0; j < each; ++j) {

@@ -54,10 +54,11 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   if (lane == 0) {
     for (int i = 0; i < a.stream.stages; ++i) issue();
   }
+  const NormWeights norm(a.normed, a.row.columns, warp, lane);
   allow_next_kernel();
   wait_for_previous_kernel();
   if (a.normed.residual != nullptr) {
-    load_normed_x<F, B>(x, a.normed, scratch, a.row.columns, warp, lane);
+    load_normed_x<F, B>(x, a.normed, norm, scratch, a.row.columns, warp, lane);
   } else if (a.x != nullptr) {
     load_x<F, B>(x, a.x, a.row.columns, warp, lane);
   } else {
@@ -103,7 +104,8 @@ void run(const DecodeLinear& linear, void* stream) {
   a.best = linear.best;
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(linear.columns, B) + B * kStreamWarps * 4;
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
+  a.stream.stage_bytes = a.row.segment_bytes;
+  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
   launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
          a.stream.bytes() + rest, stream, "linear", a);
 }

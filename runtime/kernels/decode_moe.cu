@@ -59,7 +59,6 @@ struct GateUp {
   int experts;
   HiddenActivations out;
   const unsigned* ready;
-  const unsigned* step;
 };
 
 // Quantizes the groups that this block's results have completed. ranges: pairs; jobs: the first job of each.
@@ -127,7 +126,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     list_known = true;
     if (a.list == nullptr) return;
     if (a.ready != nullptr) {
-      while (load_acquire(a.ready) != *a.step) __nanosleep(40);
+      while (load_acquire(a.ready) == 0) __nanosleep(40);
     }
     listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
   };
@@ -171,9 +170,10 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     }
   };
   if (lane == 0) fill(false);
+  const NormWeights norm(a.input, a.row.columns, warp, lane);
   allow_next_kernel();
   wait_for_previous_kernel();
-  load_normed_x<F, B>(x, a.input, scratch, a.row.columns, warp, lane);
+  load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
   const auto refill = [&] {
     if (lane != 0) return;
     --in_flight;
@@ -260,14 +260,14 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.out = g.out;
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
+  a.stream.stage_bytes = a.row.segment_bytes;
+  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
   GateUpRoles roles;
   if (g.router != nullptr) {
     roles.routing = router_blocks(*g.router);
     roles.router = *g.router;
     roles.ready = g.ready;
     a.ready = g.ready;
-    a.step = g.router->step;
   }
   GateUp host = a;
   host.fixed_jobs = 0;
@@ -285,6 +285,7 @@ struct Down {
   const std::byte* fixed;
   int fixed_jobs;
   const JobList* list;
+  const unsigned* ready;
   const float* output_weights;
   int experts;
   HiddenActivations hidden_activations;
@@ -303,6 +304,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   float* const x_scales = reinterpret_cast<float*>(x_q + a.most_jobs * B * values_bytes);
   float* const x_sums = x_scales + (Format<F>::quantized ? a.most_jobs * B * groups : 0);
   float* const parts = x_sums + (Format<F>::minimums ? a.most_jobs * B * groups : 0);  // [jobs, rows, B]
+  int2* const listed = reinterpret_cast<int2*>(parts + (a.most_jobs * a.most_rows * B + 1) / 2 * 2);  // expert, position
   const SliceLayout<F> layout(a.hidden, a.width);
 
   const Range chunk_range = part_of(a.hidden / a.rows, block, blocks);
@@ -332,15 +334,26 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
       for (; ahead_chunk >= chunks; ahead_chunk -= chunks) ++ahead_job;
     }
   };
-  if (lane == 0) fill();
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  if (a.list != nullptr) {
+  const auto know_list = [&] {
     jobs += __ldcg(&a.list->jobs);
     partial_groups = __ldcg(&a.list->groups) - (jobs - a.fixed_jobs - 1) * groups;
     if (jobs == a.fixed_jobs) partial_groups = groups;
-  }
+  };
   if (lane == 0) fill();
+  allow_next_kernel();
+  // The list is there long before the hidden activations are.
+  if (a.ready != nullptr && lane == 0) {
+    while (load_acquire(a.ready) == 0) __nanosleep(100);
+    know_list();
+    fill();
+  }
+  wait_for_previous_kernel();
+  if (a.list != nullptr && (a.ready == nullptr || lane != 0)) know_list();
+  if (lane == 0) fill();
+  for (int i = threadIdx.x; i < jobs - a.fixed_jobs; i += kThreads) {
+    const SliceJob* const entry = &a.list->entries[i];
+    listed[i] = {__ldcg(&entry->expert), __ldcg(&entry->position)};
+  }
   const HiddenActivations& h = a.hidden_activations;
   for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
     const uint4 v = __ldcg(reinterpret_cast<const uint4*>(h.values) + i);
@@ -396,30 +409,29 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   }
   __syncthreads();
 
-  for (int i = threadIdx.x; i < my_rows * B; i += kThreads) {
-    const int row = i / B, token = i % B;
-    const int64_t at = static_cast<int64_t>(token) * a.hidden + first_row + row;
+  const int values = my_rows * B, routed_jobs = jobs - a.fixed_jobs;
+  const auto at_of = [&](int i) { return static_cast<int64_t>(i % B) * a.hidden + first_row + i / B; };
+  const auto routed_value = [&](int job, int i) {
+    const float value = parts[(a.fixed_jobs + job) * values + i];
+    if (a.output_weights == nullptr) return value;
+    return __fmul_rn(value, __ldcg(a.output_weights + i % B * a.experts + listed[job].x));
+  };
+  if (a.partials != nullptr) {
+    for (int i = threadIdx.x; i < values * routed_jobs; i += kThreads) {
+      const int job = i / values, value = i % values;
+      a.partials[static_cast<int64_t>(listed[job].y) * B * a.hidden + at_of(value)] = routed_value(job, value);
+    }
+  }
+  for (int i = threadIdx.x; i < values; i += kThreads) {
     float fixed = 0, routed = 0;
 #pragma unroll 8
-    for (int job = 0; job < a.fixed_jobs; ++job) fixed = __fadd_rn(fixed, parts[job * my_rows * B + i]);
-    for (int job = a.fixed_jobs; job < jobs; ++job) {
-      const SliceJob* const entry = &a.list->entries[job - a.fixed_jobs];
-      float value = parts[job * my_rows * B + i];
-      if (a.output_weights != nullptr) {
-        value = __fmul_rn(value, __ldcg(a.output_weights + token * a.experts + __ldcg(&entry->expert)));
-      }
-      if (a.partials != nullptr) {
-        a.partials[static_cast<int64_t>(__ldcg(&entry->position)) * B * a.hidden + at] = value;
-      } else {
-        routed = __fadd_rn(routed, value);
-      }
-    }
+    for (int job = 0; job < a.fixed_jobs; ++job) fixed = __fadd_rn(fixed, parts[job * values + i]);
     if (a.residual != nullptr) {
-      a.residual[at] = __fadd_rn(a.residual[at], __fadd_rn(fixed, routed));
+#pragma unroll 8
+      for (int job = 0; job < routed_jobs; ++job) routed = __fadd_rn(routed, routed_value(job, i));
+      a.residual[at_of(i)] = __fadd_rn(a.residual[at_of(i)], __fadd_rn(fixed, routed));
     }
-    if (a.fixed_sum != nullptr) {
-      a.fixed_sum[at] = fixed;
-    }
+    if (a.fixed_sum != nullptr) a.fixed_sum[at_of(i)] = fixed;
   }
 }
 
@@ -440,8 +452,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <WeightFormat F, int B>
 int64_t share_rows(Down& a, int blocks) {
   a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
-  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4);
-  a.stream.stages = stages_that_fit(a.stream.side_bytes, rest);
+  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4 + 8) + 8;
+  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
   return a.stream.bytes() + rest;
 }
 
@@ -462,6 +474,7 @@ void run_down(const DecodeDown& d, void* stream) {
   a.fixed = d.fixed;
   a.fixed_jobs = d.fixed_jobs;
   a.list = d.list;
+  a.ready = d.list == nullptr ? nullptr : d.ready;
   a.output_weights = d.output_weights;
   a.experts = d.experts;
   a.hidden_activations = d.hidden_activations;
@@ -469,6 +482,7 @@ void run_down(const DecodeDown& d, void* stream) {
   a.fixed_sum = d.fixed_sum;
   a.partials = d.partials;
   a.most_jobs = d.fixed_jobs + d.most_list_jobs;
+  a.stream.stage_bytes = a.rows * a.row_bytes;
   a.stream.side_bytes = a.rows * row_side * (Format<F>::minimums ? 2 : 1);
   Down host = a;
   host.fixed_jobs = 0;

@@ -170,7 +170,7 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// Block `block` of `blocks`. Sets *ready to the step when the lists and weights are there.
+// Block `block` of `blocks`. Sets *ready to 1 when the lists and weights are there.
 __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* ready, int block,
                              int blocks) {
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
@@ -193,7 +193,7 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
 
   // The norm's factor is the same for all values, so the dot products need not wait for it.
   float squares = 0, dots[kMostScored] = {};
-#pragma unroll 5
+#pragma unroll 3
   for (int i = threadIdx.x; i < quads; i += kStreamWarps * 32) {
     const float4 v = __ldcg(residual + i), n = bf16x4(norm[i]);
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
@@ -253,7 +253,7 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   list_slices(r, scratch, lane);
   __threadfence();
   __syncwarp();
-  if (lane == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(*r.step) : "memory");
+  if (lane == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
 }
 
 }  // namespace lighter::kernels

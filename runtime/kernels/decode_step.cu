@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
 
 __global__ void end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
+  for (int i = threadIdx.x; i < e.layers; i += 32) e.ready[i] = 0;
   if (static_cast<int>(threadIdx.x) < e.tokens) {
     e.out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(e.best[threadIdx.x]));
   }
@@ -89,9 +90,10 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
   float routed = 0, fixed = 0;
   if (i < values) {
     const int positions = *c.positions;
-#pragma unroll 8
+#pragma unroll 16
     for (int p = 0; p < positions; ++p) {
-      if (c.computed[p]) routed = __fadd_rn(routed, __ldcg(c.partials + p * values + i));
+      const float value = __ldcg(c.partials + p * values + i);  // there, if of no use
+      if (c.computed[p]) routed = __fadd_rn(routed, value);
     }
     if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
   }

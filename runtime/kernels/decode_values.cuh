@@ -136,14 +136,28 @@ __device__ void load_x(const SharedX& x, const float* from, int columns, int war
   __syncthreads();
 }
 
+// A warp's part of a norm's weights, loaded before the previous kernel has ended.
+struct NormWeights {
+  static constexpr int most = 64 / kStreamWarps;  // chunks of 128 of a warp: columns <= 8192
+  uint2 values[most];
+
+  __device__ NormWeights(const NormedInput& input, int columns, int warp, int lane) {
+    const auto* const weights = reinterpret_cast<const uint2*>(input.weight);
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      const int chunk = warp + i * kStreamWarps;
+      values[i] = weights != nullptr && chunk < columns / 128 ? weights[chunk * 32 + lane] : uint2{};
+    }
+  }
+};
+
 // The same of the normed residual: x * rsqrt(mean(x^2) + eps) * weight, in fp32. scratch: B * kStreamWarps
 // floats. Ends with a barrier.
 template <WeightFormat F, int B>
-__device__ void load_normed_x(const SharedX& x, const NormedInput& input, float* scratch, int columns,
-                              int warp, int lane) {
-  constexpr int most = 8;  // chunks of a warp that stay in registers: columns <= 8192
+__device__ void load_normed_x(const SharedX& x, const NormedInput& input, const NormWeights& weights,
+                              float* scratch, int columns, int warp, int lane) {
+  constexpr int most = NormWeights::most;
   const int chunks = columns / 128;
-  const auto* const weights = reinterpret_cast<const uint2*>(input.weight);
 #pragma unroll
   for (int token = 0; token < B; ++token) {
     const auto* const from = reinterpret_cast<const float4*>(input.residual + token * columns);
@@ -172,7 +186,7 @@ __device__ void load_normed_x(const SharedX& x, const NormedInput& input, float*
     for (int i = 0; i < most; ++i) {
       const int chunk = warp + i * kStreamWarps;
       if (chunk >= chunks) break;
-      const uint2 packed = weights[chunk * 32 + lane];
+      const uint2 packed = weights.values[i];
       v[i].x *= unit * __uint_as_float(packed.x << 16);
       v[i].y *= unit * __uint_as_float(packed.x & 0xffff0000);
       v[i].z *= unit * __uint_as_float(packed.y << 16);
@@ -261,10 +275,10 @@ RowShape row_shape(int64_t columns) {
 
 // The stages of a ring beside `rest` bytes of shared memory: as many as leave room for the next kernel's
 // blocks on the same multiprocessor, or, where not even two do, two. Throws ConfigError if two are too many.
-inline int stages_that_fit(int side_bytes, int64_t rest) {
+inline int stages_that_fit(int stage_bytes, int side_bytes, int64_t rest) {
   constexpr int64_t half = 111 * 1024, all = 226 * 1024;
   const auto fits = [&](int stages, int64_t limit) {
-    return StreamShape{stages, side_bytes}.bytes() + rest <= limit;
+    return StreamShape{stages, stage_bytes, side_bytes}.bytes() + rest <= limit;
   };
   for (int stages = kMostStages; stages > 1; --stages) {
     if (fits(stages, half)) return stages;

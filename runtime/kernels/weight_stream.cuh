@@ -1,7 +1,7 @@
 // A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that its first lane
 // issues ahead. Weights never change, so the ring is filled before the previous kernel has ended.
 //
-// A stage holds one piece of weights of up to kStageBytes. Scales (and minima) come with a piece when there
+// A stage holds one piece of weights. Scales (and minima) come with a piece when there
 // are any, into the side ring, whose slots are used in turn by the pieces that bring some.
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace lighter::kernels {
 
-constexpr int kStreamWarps = 8;  // of a block
-constexpr int kStageBytes = 2560;
+constexpr int kStreamWarps = 16;  // of a block
+constexpr int kStageBytes = 2560;  // at most
 constexpr int kMostStages = 8;
 
 __device__ inline uint32_t to_shared(const void* p) {
@@ -59,11 +59,12 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
 // The same for every warp of a launch; side_bytes: of one slot, scales and minima together.
 struct StreamShape {
   int stages = 0;
+  int stage_bytes = kStageBytes;
   int side_bytes = 0;
 
   __host__ __device__ int side_slots() const { return stages + 1; }
   __host__ __device__ int bytes_per_warp() const {
-    return stages * kStageBytes + side_slots() * side_bytes + kMostStages * 8;
+    return stages * stage_bytes + side_slots() * side_bytes + kMostStages * 8;
   }
   __host__ __device__ int bytes() const { return kStreamWarps * bytes_per_warp(); }
 };
@@ -72,11 +73,11 @@ class WarpStream {
  public:
   // memory: of the whole block, bytes() at a multiple of 128.
   __device__ WarpStream(std::byte* memory, const StreamShape& shape, int warp, int lane) : shape_(shape) {
-    stages_ = memory + warp * shape.stages * kStageBytes;
-    sides_ =
-        memory + kStreamWarps * shape.stages * kStageBytes + warp * shape.side_slots() * shape.side_bytes;
+    stages_ = memory + warp * shape.stages * shape.stage_bytes;
+    sides_ = memory + kStreamWarps * shape.stages * shape.stage_bytes +
+             warp * shape.side_slots() * shape.side_bytes;
     barriers_ = to_shared(
-        memory + kStreamWarps * (shape.stages * kStageBytes + shape.side_slots() * shape.side_bytes) +
+        memory + kStreamWarps * (shape.stages * shape.stage_bytes + shape.side_slots() * shape.side_bytes) +
         warp * kMostStages * 8);
     if (lane == 0) {
       for (int i = 0; i < shape.stages; ++i) barrier_init(barriers_ + i * 8);
@@ -89,7 +90,7 @@ class WarpStream {
   __device__ void issue(const std::byte* weights, uint32_t bytes, const std::byte* scales,
                         const std::byte* minimums, uint32_t side_bytes) {
     const uint32_t barrier = begin_issue(bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
-    bulk_copy(to_shared(stages_ + in_ * kStageBytes), weights, bytes, barrier);
+    bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes), weights, bytes, barrier);
     issue_side(scales, minimums, side_bytes, barrier);
     end_issue();
   }
@@ -100,7 +101,7 @@ class WarpStream {
     const uint32_t barrier =
         begin_issue(rows * row_bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
     for (int i = 0; i < rows; ++i) {
-      bulk_copy(to_shared(stages_ + in_ * kStageBytes) + i * stride, weights + i * stride, row_bytes,
+      bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes) + i * stride, weights + i * stride, row_bytes,
                 barrier);
     }
     issue_side(scales, minimums, side_bytes, barrier);
@@ -110,7 +111,7 @@ class WarpStream {
   // All lanes: waits for the oldest piece.
   __device__ const std::byte* wait() {
     barrier_wait(barriers_ + out_ * 8, phase_);
-    return stages_ + out_ * kStageBytes;
+    return stages_ + out_ * shape_.stage_bytes;
   }
   // The side slot of the oldest piece that brought scales and is not yet passed.
   __device__ const std::byte* side() const { return sides_ + side_out_ * shape_.side_bytes; }

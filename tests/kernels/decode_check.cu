@@ -338,6 +338,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
     check(cudaMemcpy(out, residual.data(), hidden * 4, cudaMemcpyHostToDevice));
     g.router = &r;
     g.ready = device_zeros<unsigned>(1);
+    d.ready = g.ready;
     if (!paged) {
       d.residual = out;
       decode_gate_up(g, nullptr);
@@ -540,6 +541,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
         if (moe) {
           d.list = routers[i].resident;
           d.most_list_jobs = slices;
+          d.ready = ready + i;
         }
         d.hidden_activations = h;
         d.residual = residual;
