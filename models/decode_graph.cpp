@@ -19,8 +19,8 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr int kSequence = 0;
-// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to the
-// resident slices.
+// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
+// the resident slices.
 constexpr int kZeroCopyBlocks = 32;
 
 void check(cudaError_t error, const char* what) {
@@ -171,7 +171,8 @@ struct HostRoom {
     output = room.take<kernels::StepOutput>(1);
     tables = room.take<int>(TableLayout(shape).entries);
     chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
-    mailbox = room.take<std::byte>(shape.with_workers ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape))) : 0);
+    mailbox = room.take<std::byte>(
+        shape.with_workers ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape))) : 0);
   }
 };
 
@@ -207,7 +208,8 @@ class CudaDecodeGraph : public DecodeGraph {
         }()),
         workers_(sharing.workers),
         share_(sharing.device_share, sharing.follow),
-        zero_copies_(!shape.all_resident && (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
+        zero_copies_(!shape.all_resident &&
+                     (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
     check(cudaStreamSynchronize(stream_), "clearing");
@@ -328,8 +330,8 @@ class CudaDecodeGraph : public DecodeGraph {
         counters_.slices_missed += missed;
         missed_here += missed;
       }
-      const auto zero_copied = static_cast<uint64_t>(kernels::zero_copy_groups(
-          static_cast<int>(missed_here) * groups, on_host_.input->zero_copy_share));
+      const auto zero_copied = static_cast<uint64_t>(
+          kernels::zero_copy_groups(static_cast<int>(missed_here) * groups, on_host_.input->zero_copy_share));
       const uint64_t group_bytes = shape_.experts.slice_bytes / groups;
       counters_.demand_bytes += zero_copied * group_bytes;
       counters_.cpu_bytes += (missed_here * groups - zero_copied) * group_bytes;
@@ -406,8 +408,8 @@ class CudaDecodeGraph : public DecodeGraph {
     head.normed = normed(WeightRole::final_norm);
     head.best = on_device_.best;
     kernels::decode_linear(head, stream_);
-    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state, on_host_.output, 1,
-                         on_device_.ready, shape_.experts.layers},
+    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state,
+                         on_host_.output, 1, on_device_.ready, shape_.experts.layers},
                         stream_);
     if (shape_.experts.layers > 0) {
       check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
@@ -583,14 +585,15 @@ class CudaDecodeGraph : public DecodeGraph {
     return d;
   }
 
-  // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their launches
-  // where they are made alike.
+  // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their
+  // launches where they are made alike.
   void experts(int layer) {
     const FixedFfn shared = fixed_ffn(layer);
     const auto routing = router(layer);
     auto gate_up = routed_gate_up(layer);
     auto down = routed_down();
-    const bool alike = shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
+    const bool alike =
+        shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
     if (shared.count > 0 && alike) {
       gate_up.fixed = down.fixed = shared.slices;
       gate_up.fixed_jobs = down.fixed_jobs = shared.count;

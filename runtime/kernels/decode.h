@@ -101,11 +101,11 @@ struct DecodeRouter {
   JobList *resident = nullptr, *zero_copy = nullptr;  // zero_copy null: the CPU has all that are missed
   float* logits = nullptr;                            // [experts], scratch
   unsigned* arrived = nullptr;                        // one, 0 before the first launch
-  int* chosen = nullptr;              // [tokens, k], by rank
-  float* weights = nullptr;           // [tokens, experts]: 0 where not chosen
-  unsigned char* computed = nullptr;  // by position: 1 if the GPU computes (a part of) it
-  int* positions = nullptr;           // one: how many routed slices the step has
-  MissPostTarget post;                // posted null: nothing is posted
+  int* chosen = nullptr;                              // [tokens, k], by rank
+  float* weights = nullptr;                           // [tokens, experts]: 0 where not chosen
+  unsigned char* computed = nullptr;                  // by position: 1 if the GPU computes (a part of) it
+  int* positions = nullptr;                           // one: how many routed slices the step has
+  MissPostTarget post;                                // posted null: nothing is posted
   const unsigned* step = nullptr;
 };
 
@@ -118,8 +118,8 @@ __host__ __device__
   return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
 }
 
-// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own, for
-// those of the host list, which lie in mapped host memory.
+// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own,
+// for those of the host list, which lie in mapped host memory.
 struct DecodeGateUp {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;
@@ -141,8 +141,8 @@ struct DecodeGateUp {
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
 
 // fixed: sum over the fixed jobs of down * hidden; routed: of the lists', in their order, each times the
-// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart; the
-// host list's are kept apart always.
+// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart;
+// the host list's are kept apart always.
 struct DecodeDown {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;

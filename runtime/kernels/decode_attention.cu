@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = static_cast<int64_t>(__ldcg(a.block_table + at / a.block)) * a.block + at % a.block;
     return (row * a.kv_heads + head) * D;
   };
-  // Earlier keys do not depend on the step's earlier kernels. Position and table may still be the last step's;
-  // then the wrong rows come closer, which does no harm.
+  // Earlier keys do not depend on the step's earlier kernels. Position and table may still be the last
+  // step's; then the wrong rows come closer, which does no harm.
   share_keys(*static_cast<const volatile int*>(a.position));
   if (const int key = split * each + static_cast<int>(threadIdx.x) / 4; threadIdx.x < 128 && key < keys) {
     const auto* const rows = static_cast<const __nv_bfloat16*>(threadIdx.x % 4 < 2 ? a.keys : a.values);
@@ -249,9 +249,8 @@ __global__ void __launch_bounds__(kThreads)
   __threadfence();
   const auto split_state = [&](int s, int g, int v) { return __ldcg(stored + (s * G + g) * state + v); };
   weigh(used, split_state);
-  merge(used, split_state, [&](int g, int value, float all) {
-    a.out[(head * G + g) * D + value] = all / merged[g][1];
-  });
+  merge(used, split_state,
+        [&](int g, int value, float all) { a.out[(head * G + g) * D + value] = all / merged[g][1]; });
 }
 
 template <int D, int G>

@@ -180,6 +180,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     fill(true);
   };
 
+  int weight_job = -1;
+  float weight = 1;
   for (int part = 0; part < 2; ++part) {
     if (part == 1) {
       if (lane == 0) {
@@ -193,8 +195,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     const Range pairs = part == 0 ? fixed : listed;
     for (int pair = pairs.begin + warp; pair < pairs.end; pair += kStreamWarps) {
       const int job = pair / a.width;
-      float weight = 1;
-      if (part == 1 && a.input_weights != nullptr && lane < B) {
+      if (part == 1 && a.input_weights != nullptr && lane < B && job != weight_job) {
+        weight_job = job;
         weight = __ldcg(a.input_weights + lane * a.experts + __ldcg(&a.list->entries[job].expert));
       }
       float gate[B], up[B];
@@ -221,8 +223,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
   }
 }
 
-// Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`, which
-// begin with the fixed slices, for which routing does not matter.
+// Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`,
+// which begin with the fixed slices, for which routing does not matter.
 struct GateUpRoles {
   int routing = 0, host = 0;
   DecodeRouter router;
@@ -300,11 +302,11 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   WarpStream stream(shared, a.stream, warp, lane);
   const int values_bytes = Format<F>::quantized ? a.width : 2 * a.width;  // of a token's hidden activations
   const int groups = a.width / group;
-  std::byte* const x_q = shared + a.stream.bytes();  // [jobs, B, width]
+  auto* const listed = reinterpret_cast<SliceJob*>(shared + a.stream.bytes());  // the list's entries
+  std::byte* const x_q = reinterpret_cast<std::byte*>(listed + a.most_jobs);    // [jobs, B, width]
   float* const x_scales = reinterpret_cast<float*>(x_q + a.most_jobs * B * values_bytes);
   float* const x_sums = x_scales + (Format<F>::quantized ? a.most_jobs * B * groups : 0);
   float* const parts = x_sums + (Format<F>::minimums ? a.most_jobs * B * groups : 0);  // [jobs, rows, B]
-  int2* const listed = reinterpret_cast<int2*>(parts + (a.most_jobs * a.most_rows * B + 1) / 2 * 2);  // expert, position
   const SliceLayout<F> layout(a.hidden, a.width);
 
   const Range chunk_range = part_of(a.hidden / a.rows, block, blocks);
@@ -318,7 +320,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     for (; in_flight < a.stream.stages && ahead_job < jobs; ++in_flight) {
       const int job = ahead_job, row = first_row + ahead_chunk * a.rows;
       const std::byte* const slice =
-          job < a.fixed_jobs ? a.fixed + job * layout.bytes() : slice_at(a.list->entries[job - a.fixed_jobs]);
+          job < a.fixed_jobs ? a.fixed + job * layout.bytes() : listed[job - a.fixed_jobs].slice;
       const std::byte* const from = slice + layout.matrix(2) + static_cast<int64_t>(row) * a.row_bytes;
       const std::byte* const scales =
           Format<F>::quantized ? slice + layout.scales(2) + row * row_side : nullptr;
@@ -334,26 +336,27 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
       for (; ahead_chunk >= chunks; ahead_chunk -= chunks) ++ahead_job;
     }
   };
-  const auto know_list = [&] {
-    jobs += __ldcg(&a.list->jobs);
-    partial_groups = __ldcg(&a.list->groups) - (jobs - a.fixed_jobs - 1) * groups;
-    if (jobs == a.fixed_jobs) partial_groups = groups;
+  const auto read_list = [&] {
+    const int count = __ldcg(&a.list->jobs);
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+      reinterpret_cast<uint4*>(listed)[i] = __ldcg(reinterpret_cast<const uint4*>(a.list->entries) + i);
+    }
+    jobs += count;
+    if (count > 0) partial_groups = __ldcg(&a.list->groups) - (count - 1) * groups;
+    __syncthreads();
+    if (lane == 0) fill();
   };
   if (lane == 0) fill();
   allow_next_kernel();
-  // The list is there long before the hidden activations are.
-  if (a.ready != nullptr && lane == 0) {
-    while (load_acquire(a.ready) == 0) __nanosleep(100);
-    know_list();
-    fill();
+  if (a.ready != nullptr) {  // the list is there long before the hidden activations are
+    if (threadIdx.x == 0) {
+      while (load_acquire(a.ready) == 0) __nanosleep(100);
+    }
+    __syncthreads();
+    read_list();
   }
   wait_for_previous_kernel();
-  if (a.list != nullptr && (a.ready == nullptr || lane != 0)) know_list();
-  if (lane == 0) fill();
-  for (int i = threadIdx.x; i < jobs - a.fixed_jobs; i += kThreads) {
-    const SliceJob* const entry = &a.list->entries[i];
-    listed[i] = {__ldcg(&entry->expert), __ldcg(&entry->position)};
-  }
+  if (a.ready == nullptr && a.list != nullptr) read_list();
   const HiddenActivations& h = a.hidden_activations;
   for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
     const uint4 v = __ldcg(reinterpret_cast<const uint4*>(h.values) + i);
@@ -414,12 +417,13 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   const auto routed_value = [&](int job, int i) {
     const float value = parts[(a.fixed_jobs + job) * values + i];
     if (a.output_weights == nullptr) return value;
-    return __fmul_rn(value, __ldcg(a.output_weights + i % B * a.experts + listed[job].x));
+    return __fmul_rn(value, __ldcg(a.output_weights + i % B * a.experts + listed[job].expert));
   };
   if (a.partials != nullptr) {
     for (int i = threadIdx.x; i < values * routed_jobs; i += kThreads) {
       const int job = i / values, value = i % values;
-      a.partials[static_cast<int64_t>(listed[job].y) * B * a.hidden + at_of(value)] = routed_value(job, value);
+      a.partials[static_cast<int64_t>(listed[job].position) * B * a.hidden + at_of(value)] =
+          routed_value(job, value);
     }
   }
   for (int i = threadIdx.x; i < values; i += kThreads) {
@@ -452,9 +456,31 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <WeightFormat F, int B>
 int64_t share_rows(Down& a, int blocks) {
   a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
-  const int64_t rest = static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4 + 8) + 8;
+  const int64_t rest =
+      static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4 + sizeof(SliceJob));
   a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
   return a.stream.bytes() + rest;
+}
+
+// Rows that are copied and computed at once: a block should have little more than its share of them, in few
+// copies. 0: none will do.
+int rows_of_a_piece(int hidden, int row_bytes, int row_side) {
+  constexpr double copies_cost = 600;  // bytes that could be read meanwhile
+  int best = 0;
+  double least = 0;
+  for (const int rows : {20, 16, 10, 8, 5, 4, 2, 1}) {
+    if (hidden % rows != 0 || rows * row_bytes > kStageBytes || rows * row_side % 16 != 0 ||
+        rows * row_bytes % 512 != 0) {
+      continue;
+    }
+    const int pieces = (hidden / rows + processors() - 1) / processors();  // of the block that has most
+    const double cost = pieces * (rows * row_bytes + copies_cost);
+    if (best == 0 || cost < least) {
+      best = rows;
+      least = cost;
+    }
+  }
+  return best;
 }
 
 template <WeightFormat F, int B>
@@ -465,9 +491,8 @@ void run_down(const DecodeDown& d, void* stream) {
   a.row_bytes = static_cast<int>(Format<F>::bytes(d.width));
   while (16 << a.row_shift < a.row_bytes) ++a.row_shift;
   const int row_side = static_cast<int>(side_bytes<F>(d.width));
-  a.rows = 8;
-  while (a.rows * a.row_bytes > kStageBytes) a.rows /= 2;
-  if (a.rows == 0 || a.rows * row_side % 16 != 0 || (a.row_bytes / 16 & (a.row_bytes / 16 - 1)) != 0) {
+  a.rows = rows_of_a_piece(a.hidden, a.row_bytes, row_side);
+  if (a.rows == 0 || (a.row_bytes / 16 & (a.row_bytes / 16 - 1)) != 0) {
     throw ConfigError("slices of width " + std::to_string(d.width) +
                       " cannot be decoded on the GPU; set offload.slice_width to 256, 512 or 1024");
   }
@@ -494,7 +519,8 @@ void run_down(const DecodeDown& d, void* stream) {
   const int host_blocks = d.host_list == nullptr ? 0 : std::min(d.host_blocks, most_blocks);
   int64_t bytes = share_rows<F, B>(a, blocks);
   if (host_blocks > 0) bytes = std::max(bytes, share_rows<F, B>(host, host_blocks));
-  launch(down_kernel<F, B>, dim3(host_blocks + blocks), kThreads, bytes, stream, "down", a, host, host_blocks);
+  launch(down_kernel<F, B>, dim3(host_blocks + blocks), kThreads, bytes, stream, "down", a, host,
+         host_blocks);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Routing by a few blocks: each scores some of the experts; the last one to finish chooses, and lists where the
-// chosen experts' slices are.
+// Routing by a few blocks: each scores some of the experts; the last one to finish chooses, and lists where
+// the chosen experts' slices are.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -95,8 +95,8 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
       if (best % 32 == lane) taken |= 1u << best / 32;
     }
     // Never exactly 0, which would mean: not chosen.
-    const float weight = fmaxf(
-        r.score == RouterScore::sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - most), 1e-30f);
+    const float weight =
+        fmaxf(r.score == RouterScore::sigmoid ? 1.0f / (1.0f + expf(-logit)) : expf(logit - most), 1e-30f);
     total += weight;
     if (lane == 0) {
       scratch.weights[best] = weight;

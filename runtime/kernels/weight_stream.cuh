@@ -12,7 +12,7 @@
 
 namespace lighter::kernels {
 
-constexpr int kStreamWarps = 16;  // of a block
+constexpr int kStreamWarps = 16;   // of a block
 constexpr int kStageBytes = 2560;  // at most
 constexpr int kMostStages = 8;
 
