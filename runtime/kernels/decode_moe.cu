@@ -277,8 +277,11 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   host.out = g.host_out;
   if (g.host_list != nullptr) roles.host = g.host_blocks;
   const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
-  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + processors()), kThreads, bytes, stream,
-         "gate and up", a, host, roles);
+  // One block on each multiprocessor leaves the next kernel its place there. (int4 is better off with more: it
+  // computes more for a byte.)
+  const int workers = processors() - (F == WeightFormat::int4 ? 0 : roles.routing);
+  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream, "gate and up",
+         a, host, roles);
 }
 
 struct Down {
