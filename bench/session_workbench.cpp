@@ -14,6 +14,7 @@
 #include "bench/step_recorder.h"
 #include "offload/calibrate.h"
 #include "offload/trace.h"
+#include "runtime/cli/calibration_file.h"
 #include "runtime/cli/model_text.h"
 #include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/session.h"
@@ -191,7 +192,15 @@ class SessionWorkbench::Loaded : public LoadedPoint {
 
   PointFacts facts(const Workload& workload) const override {
     PointFacts facts = facts_;
+    const bool graph = workload.batch == 1 && model_.why_eager.empty();
     if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
+    const double context =
+        static_cast<double>(workload.prompt_tokens) + static_cast<double>(workload.generated_tokens) / 2;
+    const auto predicted =
+        offload::decode_speed(cli::speed_shape(model_, config_),
+                              {facts_.resident_share, workload.batch, context, graph},
+                              cli::usable_calibration(config_, model_.threads).calibration, cli::miss_mode(model_));
+    if (predicted) facts.predicted_tokens_per_s = predicted->tokens_per_s;
     return facts;
   }
 

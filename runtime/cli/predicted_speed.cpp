@@ -30,14 +30,14 @@ offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config
   return shape;
 }
 
-namespace {
-
-offload::MissMode mode_of(OffloadConfig::Miss miss) {
+offload::MissMode miss_mode(const PreparedModel& model) {
   using Miss = OffloadConfig::Miss;
-  if (miss == Miss::zero_copy) return offload::MissMode::zero_copy;
-  if (miss == Miss::cpu) return offload::MissMode::cpu;
-  return miss == Miss::split ? offload::MissMode::split : offload::MissMode::fetch;
+  if (model.miss == Miss::zero_copy) return offload::MissMode::zero_copy;
+  if (model.miss == Miss::cpu) return offload::MissMode::cpu;
+  return model.miss == Miss::split ? offload::MissMode::split : offload::MissMode::fetch;
 }
+
+namespace {
 
 // In a graph all but fetch, eagerly only that.
 std::vector<offload::MissMode> possible_modes(const PreparedModel& model) {
@@ -55,7 +55,7 @@ PredictedSpeed predict_speed(const PreparedModel& model, const Config& config,
   const double resident = model.plan.all_resident ? 1 : model.plan.resident_share;
   PredictedSpeed speed;
   speed.decode_context = static_cast<double>(config.memory.context) / 2;
-  const offload::MissMode chosen = mode_of(model.miss);
+  const offload::MissMode chosen = miss_mode(model);
   const offload::DecodeLoad load{resident, 1, speed.decode_context, model.why_eager.empty()};
   for (const auto mode : possible_modes(model)) {
     if (const auto way = offload::decode_speed(shape, load, c, mode)) speed.ways.push_back(*way);
