@@ -181,7 +181,8 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
             shape.moe_layers;
     speed.compute_s += compute;
     speed.link_s += link;
-    seconds += std::max({compute, link, fixed_seconds(shape, c.eager, misses)});
+    // Half of the shorter one is not hidden: the slots for streamed slices hold only a part of a layer.
+    seconds += std::max({compute, link, fixed_seconds(shape, c.eager, misses)}) + std::min(compute, link) / 2;
     bound += std::max(2 * weights * tokens / tensor + attention, link);
   }
   seconds += cost(shape.head, 1);

@@ -19,9 +19,10 @@
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.
 //
-// Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed): copies run ahead of the
-// layers and launches ahead of the GPU. compute: few() or many() of everything, and 4 · heads · head_dim
-// operations for each query and key in each layer.
+// Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed) and half of what is shorter,
+// compute or copies: copies run ahead of the layers, as far as there are slots, and launches ahead of the GPU.
+// compute: few() or many() of everything, and 4 · heads · head_dim operations for each query and key in each
+// layer.
 #pragma once
 
 #include <cstdint>
