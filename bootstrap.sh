@@ -87,7 +87,10 @@ parse_command_line() {
 
 # ---- what is here, and what is missing -------------------------------------------------------
 
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+# No `| grep -q` in here: it ends at the first match, what writes into the pipe may die of that, and pipefail then
+# calls the match a failure.
+has_gpu() { command -v nvidia-smi >/dev/null && [[ $(nvidia-smi -L 2>/dev/null) == GPU* ]]; }
+can_be_loaded() { [[ $(ldd "$1") != *'not found'* ]]; }
 
 # Prints the major and minor version that DIR's headers state, nothing if they are not there.
 libtorch_version() {
@@ -365,7 +368,7 @@ build_all() {
   fi
   # One CUDA build serves `device: cpu` as well, so it is the only one where it can be loaded.
   build cuda-release ON
-  if ldd "$built/lighter" | grep -q 'not found'; then
+  if ! can_be_loaded "$built/lighter"; then
     note "compiled and linked for CUDA; without a GPU its 2 GB of libraries are not fetched, so the CPU's build runs"
     build release OFF
   fi

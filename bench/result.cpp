@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <map>
 
 #include "bench/statistics.h"
+#include "runtime/utc_time.h"
 
 namespace lighter::bench {
 namespace {
@@ -26,15 +26,6 @@ Json summary_json(const Summary& summary) {
 
 double rounded(double value, double step) {
   return std::round(value / step) * step;
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
-  return text;
 }
 
 Json rates_json(const Rates& given, const Rates& rates) {
@@ -247,7 +238,7 @@ Json new_results(const Sweep& sweep, const MachineFacts& machine, const Rates& r
   return {{"format", "lighter-bench"},
           {"version", kResultsVersion},
           {"name", sweep.name},
-          {"created", utc_now()},
+          {"created", utc_time("%Y-%m-%dT%H:%M:%SZ")},
           {"complete", false},
           {"interrupted", false},
           {"baseline", sweep.baseline},

@@ -78,8 +78,8 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
   };
 }
 
-PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const std::string& device,
-                    const Inputs& inputs) {
+PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const offload::SpeedShape& shape,
+                    const std::string& device, const Inputs& inputs) {
   PointFacts facts;
   facts.architecture = model.spec.architecture;
   facts.device = device;
@@ -98,7 +98,7 @@ PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const
   facts.threads = model.threads;
   facts.context = config.memory.context;
   facts.miss_way = miss_way(model);
-  facts.step_bytes = offload::step_bytes(cli::speed_shape(model, config));
+  facts.step_bytes = offload::step_bytes(shape);
   facts.gpu_budget_bytes = config.memory.gpu_budget_bytes;
   facts.host_budget_bytes = config.memory.host_budget_bytes;
   for (const offload::PlanLine& line : model.plan.lines) {
@@ -151,7 +151,9 @@ class SessionWorkbench::Loaded : public LoadedPoint {
         overrides_(point.overrides),
         inputs_(bench.sweep_.inputs),
         config_(load_config(point.config, point.overrides)),
-        model_(cli::prepare(config_)) {
+        model_(cli::prepare(config_)),
+        shape_(cli::speed_shape(model_, config_)),
+        calibration_(cli::usable_calibration(config_, model_.threads).calibration) {
     if (!inputs_.trace.empty() && !config_.model.is_synthetic() && model_.spec.moe_layers() > 0) {
       throw ConfigError(
           "a recorded trace replaces the router only of synthetic weights; remove 'trace', or use "
@@ -180,7 +182,7 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     store_kept_ = kept && kept->filled();
     session_ = std::make_unique<cli::Session>(config_, model_, bench.progress_, std::move(schedule),
                                               std::move(kept));
-    facts_ = facts_of(config_, model_, session_->device().name(), inputs_);
+    facts_ = facts_of(config_, model_, shape_, session_->device().name(), inputs_);
     requests_ = std::make_unique<Requests>(
         session_->decoder(), model_.prefill_chunk, [this] { return session_->counters(); }, bench.nvml_.get(),
         bench.interrupted_);
@@ -197,9 +199,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     const double context =
         static_cast<double>(workload.prompt_tokens) + static_cast<double>(workload.generated_tokens) / 2;
     const auto predicted =
-        offload::decode_speed(cli::speed_shape(model_, config_),
-                              {facts_.resident_share, workload.batch, context, graph},
-                              cli::usable_calibration(config_, model_.threads).calibration, cli::miss_mode(model_));
+        offload::decode_speed(shape_, {facts_.resident_share, workload.batch, context, graph}, calibration_,
+                              cli::miss_mode(model_));
     if (predicted) facts.predicted_tokens_per_s = predicted->tokens_per_s;
     return facts;
   }
@@ -266,6 +267,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
   const Inputs inputs_;
   const Config config_;
   const cli::PreparedModel model_;
+  const offload::SpeedShape shape_;
+  const offload::Calibration calibration_;
   cli::ModelText text_;
   std::vector<int64_t> prompt_ids_;  // of the prompt file
   PointFacts facts_;

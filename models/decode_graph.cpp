@@ -594,16 +594,17 @@ class CudaDecodeGraph : public DecodeGraph {
     auto down = routed_down();
     const bool alike =
         shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
+    const bool apart = shared.count > 0 && !alike;
     if (shared.count > 0 && alike) {
       gate_up.fixed = down.fixed = shared.slices;
       gate_up.fixed_jobs = down.fixed_jobs = shared.count;
     }
-    auto first = shared.count > 0 && !alike ? gate_up_of(shared, layer) : gate_up;
+    auto first = apart ? gate_up_of(shared, layer) : gate_up;
     first.router = &routing;
     first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
     down.ready = first.ready;
     kernels::decode_gate_up(first, stream_);
-    if (shared.count > 0 && !alike) {
+    if (apart) {
       kernels::decode_gate_up(gate_up, stream_);
       down_of(shared, shape_.all_resident ? on_device_.residual : on_device_.fixed_sum, shape_.all_resident);
     }

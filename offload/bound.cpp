@@ -40,12 +40,16 @@ double distinct_experts(int experts, int experts_per_token, int batch) {
   return experts * (1 - std::pow(1 - share, batch));
 }
 
+double routed_bytes(const StepBytes& bytes, int batch) {
+  return bytes.moe_layers * distinct_experts(bytes.experts, bytes.experts_per_token, batch) *
+         static_cast<double>(bytes.expert);
+}
+
 std::optional<double> step_bound_s(const StepBytes& bytes, double resident_share, MissWay way,
                                    const Rates& rates, int batch, double context) {
   if (!rates.device_read) return std::nullopt;
   const double device = *rates.device_read * kGb;
-  const double routed = bytes.moe_layers * distinct_experts(bytes.experts, bytes.experts_per_token, batch) *
-                        static_cast<double>(bytes.expert);
+  const double routed = routed_bytes(bytes, batch);
   const double missed = (1 - resident_share) * routed;
   const double kv = static_cast<double>(bytes.kv_per_token) * context * batch;
   const double outside = (static_cast<double>(bytes.fixed - bytes.shared) + kv) / device;

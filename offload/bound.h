@@ -45,6 +45,9 @@ struct StepBytes {
 // The mean number of distinct experts of a layer that a batch needs under uniform routing.
 double distinct_experts(int experts, int experts_per_token, int batch);
 
+// Bytes of the routed experts that a batch needs, all layers together, resident or not.
+double routed_bytes(const StepBytes& bytes, int batch);
+
 // Seconds; context: tokens whose keys and values are read, for each sequence. Nothing where a rate that it
 // needs is not known.
 std::optional<double> step_bound_s(const StepBytes& bytes, double resident_share, MissWay way,

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <ctime>
 #include <functional>
 #include <memory>
 #include <vector>
 
 #include "offload/cpu_rates.h"
 #include "offload/gpu_rates.h"
+#include "runtime/utc_time.h"
 
 namespace lighter::offload {
 namespace {
@@ -29,15 +29,6 @@ double best(const std::function<double()>& measure) {
   double most = 0;
   for (int i = 0; i < kRounds; ++i) most = std::max(most, measure());
   return most;
-}
-
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
-  return text;
 }
 
 class Machinery {
@@ -192,7 +183,7 @@ Calibration calibrate(Device& device, int threads,
   c.device = device.name();
   c.cpu = cpu_name();
   c.threads = threads;
-  c.date = today();
+  c.date = utc_time("%Y-%m-%d");
   begins("host memory");
   Machinery machine(device, threads);
   c.host_read = machine.host_read();

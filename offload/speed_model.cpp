@@ -51,12 +51,6 @@ double weights_of(const SpeedShape& shape, const ByFormat<uint64_t>& bytes) {
   return total;
 }
 
-// Bytes of the experts that so many tokens choose, all layers together.
-double routed_bytes(const SpeedShape& shape, int tokens) {
-  return shape.moe_layers * distinct_experts(shape.experts, shape.experts_per_token, tokens) *
-         static_cast<double>(shape.expert);
-}
-
 double tokens_of_an_expert(const SpeedShape& shape, int tokens) {
   if (shape.moe_layers == 0) return 0;
   return static_cast<double>(tokens) * shape.experts_per_token /
@@ -121,7 +115,7 @@ StepBytes step_bytes(const SpeedShape& shape) {
 std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoad& load, const Calibration& c,
                                         MissMode mode) {
   const Cost cost{shape, c};
-  const double routed = routed_bytes(shape, load.batch);
+  const double routed = routed_bytes(step_bytes(shape), load.batch);
   const double missed = (1 - load.resident_share) * routed;
   const double per_expert = tokens_of_an_expert(shape, load.batch);
 
@@ -167,7 +161,7 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
   double seconds = 0, bound = 0;
   for (int64_t at = 0; at < prompt; at += chunk) {
     const int tokens = static_cast<int>(std::min(chunk, prompt - at));
-    const double routed = routed_bytes(shape, tokens);
+    const double routed = routed_bytes(step_bytes(shape), tokens);
     const double per_expert = tokens_of_an_expert(shape, tokens);
     const double keys = static_cast<double>(at) + tokens / 2.0;
     const double attention = tokens * keys * shape.operations_per_key / tensor;

@@ -87,7 +87,7 @@ struct MissPostTarget {
 
 // Chooses the token's experts and sorts the chosen experts' slices by where they are.
 struct DecodeRouter {
-  int experts = 0, k = 0, tokens = 1, slices = 0;  // slices: of an expert
+  int experts = 0, k = 0, slices = 0;  // slices: of an expert
   int64_t hidden = 0;
   RouterScore score = RouterScore::sigmoid;
   const void* weight = nullptr;  // bf16 [experts, hidden]

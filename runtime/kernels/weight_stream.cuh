@@ -1,8 +1,8 @@
 // A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that its first lane
 // issues ahead. Weights never change, so the ring is filled before the previous kernel has ended.
 //
-// A stage holds one piece of weights. Scales (and minima) come with a piece when there
-// are any, into the side ring, whose slots are used in turn by the pieces that bring some.
+// A stage holds one piece of weights. Scales (and minima) come with a piece when there are any, into the side ring,
+// whose slots are used in turn by the pieces that bring some.
 #pragma once
 
 #include <cuda_runtime.h>

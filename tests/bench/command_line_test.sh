@@ -82,7 +82,7 @@ r = json.load(open(sys.argv[1]))
 assert r["complete"] and len(r["points"]) == 7 and not r["interrupted"]' "$scratch/long/results.json" || fail 'the resumed sweep is not whole'
 
 # Against itself, nothing changed.
-"$lighter" compare "$scratch/long/results.json" "$scratch/long/results.json" | grep -q 'Nothing changed beyond noise' ||
+[[ $("$lighter" compare "$scratch/long/results.json" "$scratch/long/results.json") == *"Nothing changed beyond noise"* ]] ||
   fail 'compare sees a change where there is none'
 "$lighter" compare --json "$scratch/long/results.json" "$scratch/batch/results.json" |
   python3 -c 'import json, sys; assert json.load(sys.stdin)["only_in_a"]' || fail 'compare --json'
