@@ -37,4 +37,10 @@ expect 1 "is libtorch 2.9, this needs 2.11.*" build --cpu --no-install --libtorc
 printf '#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n' >torch/include/torch/headeronly/version.h
 expect 1 "has no CUDA" build --cuda --no-install --libtorch torch
 
+# A GPU is found however much nvidia-smi has to say after its first line, and however slowly it says it.
+printf '#!/bin/sh\necho "GPU 0: a"\nsleep 0.2\necho "GPU 1: b"\nsleep 0.2\necho "GPU 2: c"\n' >nvidia-smi
+chmod +x nvidia-smi
+PATH=$PWD:$PATH expect 1 "a GPU; building for CUDA" build --no-install --libtorch torch
+rm nvidia-smi
+
 ((failures == 0)) && echo "every promise held"
