@@ -58,20 +58,19 @@ void Requests::prefill(const std::vector<std::vector<int64_t>>& prompts) {
     const int end = static_cast<int>(std::min<int64_t>(first + prefill_chunk_ / length, prompts.size()));
     Step step;
     for (int i = first; i < end; ++i) step.add(i, 0, prompts[i].data(), length);
-    const at::Tensor next = model_.forward(step).argmax(1);
-    for (int64_t i = 0; i < next.size(0); ++i) last_.push_back(next[i].item<int64_t>());
+    for (const int64_t id : model_.likeliest(step)) last_.push_back(id);
     return;
   }
-  at::Tensor logits;
+  int64_t next = 0;
   for (int64_t begin = 0; begin < length;) {
     check_interrupted();
     const int64_t count = std::min({prefill_chunk_, model_.max_tokens_from(begin), length - begin});
     Step step;
     step.add(first, begin, prompt.data() + begin, count);
-    logits = model_.forward(step);
+    next = model_.likeliest(step).front();
     begin += count;
   }
-  last_.push_back(logits.select(0, logits.size(0) - 1).argmax().item<int64_t>());
+  last_.push_back(next);
 }
 
 void Requests::decode_step() {
@@ -79,12 +78,7 @@ void Requests::decode_step() {
   Step step;
   for (size_t i = 0; i < last_.size(); ++i) step.add(static_cast<int>(i), position_, &last_[i], 1);
   ++position_;
-  if (last_.size() == 1) {
-    last_[0] = model_.likeliest(step);
-    return;
-  }
-  const at::Tensor next = model_.forward(step).argmax(1);
-  for (size_t i = 0; i < last_.size(); ++i) last_[i] = next[static_cast<int64_t>(i)].item<int64_t>();
+  last_ = model_.likeliest(step);
 }
 
 void Requests::check_interrupted() const {

@@ -25,9 +25,11 @@ bool Decoder::fits_graph(const Step& step) const {
   return graph_ != nullptr && !observed_ && step.tokens.size() == 1 && step.sequences[0] == 0;
 }
 
-int64_t Decoder::likeliest(const Step& step) {
-  if (fits_graph(step)) return graph_->step(step.tokens[0], step.positions[0]);
-  return forward(step).select(0, 0).argmax().item<int64_t>();
+std::vector<int64_t> Decoder::likeliest(const Step& step) {
+  if (fits_graph(step)) return {graph_->step(step.tokens[0], step.positions[0])};
+  const at::Tensor ids = logits(last_hidden_states(step)).argmax(1).cpu();  // waits for the device
+  if (executor_ != nullptr) executor_->between_steps();
+  return {ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + ids.numel()};
 }
 
 at::Tensor Decoder::forward(const Step& step) {
@@ -35,13 +37,7 @@ at::Tensor Decoder::forward(const Step& step) {
     graph_->step(step.tokens[0], step.positions[0]);
     return graph_->logits();
   }
-  at::Tensor rows = hidden_states(step);
-  if (!step.all_logits) {
-    std::vector<int64_t> last;
-    for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
-    rows = rows.index_select(0, to_device(last, device_));
-  }
-  at::Tensor result = logits(rows);  // waits for the device
+  at::Tensor result = logits(step.all_logits ? hidden_states(step) : last_hidden_states(step)).cpu();  // waits
   if (executor_ != nullptr) executor_->between_steps();
   return result;
 }
@@ -50,7 +46,7 @@ void Decoder::forward_all(const Step& step, int64_t rows,
                           const std::function<void(int64_t first, const at::Tensor& logits)>& on_logits) {
   const at::Tensor hidden = hidden_states(step);
   for (int64_t first = 0; first < hidden.size(0); first += rows) {
-    on_logits(first, logits(hidden.narrow(0, first, std::min(rows, hidden.size(0) - first))));
+    on_logits(first, logits(hidden.narrow(0, first, std::min(rows, hidden.size(0) - first))).cpu());
   }
   if (executor_ != nullptr) executor_->between_steps();
 }
@@ -69,6 +65,13 @@ at::Tensor Decoder::hidden_states(const Step& step) {
   return x;
 }
 
+// [sequences, hidden]: of each sequence's last token.
+at::Tensor Decoder::last_hidden_states(const Step& step) {
+  std::vector<int64_t> last;
+  for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
+  return hidden_states(step).index_select(0, to_device(last, device_));
+}
+
 at::Tensor Decoder::embed(const Step& step) const {
   if (spec_.tied_head) {
     return weights_.at(WeightRole::head).index_select(0, to_device(step.tokens, device_));
@@ -84,9 +87,10 @@ at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const St
   return dense_ffn(x, weights_, layer);
 }
 
+// [tokens, vocab] in fp32, on the device.
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {
   const at::Tensor normed = rms_norm(hidden, weights_.at(WeightRole::final_norm), spec_.norm_eps);
-  return linear(normed, weights_, WeightRole::head).to(at::kFloat).cpu();
+  return linear(normed, weights_, WeightRole::head).to(at::kFloat);
 }
 
 void Decoder::rest() {

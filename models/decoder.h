@@ -24,7 +24,7 @@ class Decoder : public Model {
           RoutingSchedule schedule, Device& device, DType dtype);
 
   at::Tensor forward(const Step& step) override;
-  int64_t likeliest(const Step& step) override;
+  std::vector<int64_t> likeliest(const Step& step) override;
   // Steps of one token of the first sequence go through the graph from now on. Null: no longer.
   void decode_by(std::unique_ptr<DecodeGraph> graph) { graph_ = std::move(graph); }
   const DecodeGraph* graph() const { return graph_.get(); }
@@ -48,6 +48,7 @@ class Decoder : public Model {
   at::Tensor embed(const Step& step) const;
   at::Tensor feed_forward(int layer, const at::Tensor& residual, const Step& step) const;
   at::Tensor hidden_states(const Step& step);
+  at::Tensor last_hidden_states(const Step& step);
   at::Tensor logits(const at::Tensor& hidden) const;
 
   const ModelSpec& spec_;

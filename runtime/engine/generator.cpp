@@ -133,7 +133,7 @@ GenerateResult Generator::generate(const GenerateRequest& request, const OnText&
     Step step;
     step.add(kSequence, position++, &id, 1);
     if (greedy) {
-      likeliest = model_.likeliest(step);
+      likeliest = model_.likeliest(step).front();
     } else {
       logits = last_row(model_.forward(step));
     }

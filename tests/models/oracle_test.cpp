@@ -103,6 +103,10 @@ TEST_CASE("a batch of several sequences gives each the logits that it has alone"
       const float* reference = expected[i].data() + expected[i].size() - vocab;
       for (int64_t v = 0; v < vocab; ++v) CHECK(row[v] == doctest::Approx(reference[v]).epsilon(1e-4));
     }
+    // The same step again writes the same keys to the same places. Chosen on the device, only the ids come back.
+    const std::vector<int64_t> likeliest = session.decoder().likeliest(batch);
+    REQUIRE(likeliest.size() == 3);
+    for (int i = 0; i < 3; ++i) CHECK(likeliest[i] == out[i].argmax().item<int64_t>());
   }
 }
 
