@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Times what README's "Measured on one H100" says, and writes bench/results/h100.json.
-# Usage: bench/h100.sh LIGHTER [OUT]; needs python3, one 80 GB GPU and 112 GiB of host memory; about 8 minutes.
+# Usage: bench/h100.sh LIGHTER [OUT]; needs python3, one 80 GB GPU and 112 GiB of host memory; about 5 minutes.
 set -euo pipefail
 lighter=$(realpath "$1")
 out=$(realpath -m "${2:-bench/results/h100.json}")

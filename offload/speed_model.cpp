@@ -159,9 +159,14 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
   const double tensor = c.tensor_tflops * kTera;
   PrefillSpeed speed;
   double seconds = 0, bound = 0;
+  const StepBytes bytes = step_bytes(shape);
+  const double weights =
+      weights_of(shape, shape.outside) + weights_of(shape, shape.shared) +
+      weights_of(shape, shape.expert_format, static_cast<double>(shape.expert) * shape.experts_per_token) *
+          shape.moe_layers;
   for (int64_t at = 0; at < prompt; at += chunk) {
     const int tokens = static_cast<int>(std::min(chunk, prompt - at));
-    const double routed = routed_bytes(step_bytes(shape), tokens);
+    const double routed = routed_bytes(bytes, tokens);
     const double per_expert = tokens_of_an_expert(shape, tokens);
     const double keys = static_cast<double>(at) + tokens / 2.0;
     const double attention = tokens * keys * shape.operations_per_key / tensor;
@@ -169,10 +174,6 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
                            cost(shape.expert_format, routed, per_expert) + attention;
     const bool misses = resident_share < 1 && routed > 0;
     const double link = (1 - resident_share) * routed / (c.link * kGb);
-    const double weights =
-        weights_of(shape, shape.outside) + weights_of(shape, shape.shared) +
-        weights_of(shape, shape.expert_format, static_cast<double>(shape.expert) * shape.experts_per_token) *
-            shape.moe_layers;
     speed.compute_s += compute;
     speed.link_s += link;
     // Half of the shorter one is not hidden: the slots for streamed slices hold only a part of a layer.

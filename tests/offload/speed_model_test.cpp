@@ -173,6 +173,9 @@ TEST_CASE("prefill is bound by the missed bytes in small chunks and by arithmeti
   const double copies = 0.5 * all / (c.link * kGb);
   CHECK(small.tokens_per_s < 1024 / copies);
   CHECK(small.tokens_per_s > 0.8 * 1024 / copies);
+  CHECK(small.link_s == doctest::Approx(8 * copies).epsilon(0.01));
+  CHECK(small.link_s > small.compute_s);
+  CHECK(small.tokens_per_s == doctest::Approx(8192 / (small.link_s + small.compute_s / 2)).epsilon(0.01));
   CHECK(prefill_speed(shape, 0.5, 8192, 8192, c).tokens_per_s > 4 * small.tokens_per_s);
   const PrefillSpeed resident = prefill_speed(shape, 1, 8192, 8192, c);
   CHECK(resident.link_s == 0);
