@@ -94,8 +94,7 @@ Spent total(const std::vector<RequestSample>& samples, Spent RequestSample::*pha
   return sum;
 }
 
-// by_graph: on the GPU alone, where nobody sees how long the link was busy or the GPU waited.
-Json experts_json(const ExpertCounters& c, double wall_s, double tokens, bool by_graph) {
+Json experts_json(const ExpertCounters& c, double wall_s, double tokens) {
   return {{"hit_rate", c.slices_used > 0 ? Json(c.hit_rate()) : Json()},
           {"slices_used", c.slices_used},
           {"slices_resident", c.slices_resident},
@@ -108,21 +107,21 @@ Json experts_json(const ExpertCounters& c, double wall_s, double tokens, bool by
           {"prefetch_wasted_bytes", c.prefetch_wasted_bytes},
           {"link_gb_per_s", ratio(static_cast<double>(c.bytes_moved()) / 1e9, wall_s)},
           {"link_busy_gb_per_s", ratio(static_cast<double>(c.demand_busy_bytes) / 1e9, c.demand_busy_s)},
-          {"link_busy_share", by_graph ? Json() : ratio(c.demand_busy_s, wall_s)},
-          {"stall_s", by_graph ? Json() : Json(c.stall_s)},
-          {"stall_share", by_graph ? Json() : ratio(c.stall_s, wall_s)},
+          {"link_busy_share", ratio(c.demand_busy_s, wall_s)},
+          {"stall_s", c.stall_s},
+          {"stall_share", ratio(c.stall_s, wall_s)},
           {"cpu_bytes_per_token", ratio(static_cast<double>(c.cpu_bytes), tokens)},
           {"cpu_busy_gb_per_s", ratio(static_cast<double>(c.cpu_bytes) / 1e9, c.cpu_busy_s)},
           {"cpu_busy_share", ratio(c.cpu_busy_s, wall_s)}};
 }
 
-Json phase_json(const Spent& spent, const PointFacts& facts, double tokens, int cores, bool by_graph) {
+Json phase_json(const Spent& spent, const PointFacts& facts, double tokens, int cores) {
   return {
       {"wall_s", spent.wall_s},
       {"cpu_busy_share", ratio(spent.cpu_s, spent.wall_s * cores)},
       {"gpu_busy_share", or_null(spent.gpu_busy_share)},
       {"gpu_energy_j_per_token", spent.gpu_energy_j ? ratio(*spent.gpu_energy_j, tokens) : Json()},
-      {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens, by_graph) : Json()}};
+      {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens) : Json()}};
 }
 
 Json bound_json(const Measured& measured, const Workload& w, const Rates& rates, const Spent& decode,
@@ -306,9 +305,9 @@ Json measured_point(const Point& point, const Measured& measured, const Rates& r
   json["decode_tokens_per_s"] = decode_summary;
   json["time_to_first_token_s"] = summary_json(summarize(first));
   json["inter_token_ms"] = latency;
-  json["prefill"] = phase_json(prefill, measured.facts, prompt_tokens, cores, false);
+  json["prefill"] = phase_json(prefill, measured.facts, prompt_tokens, cores);
   json["decode"] = decoded ? phase_json(decode, measured.facts, static_cast<double>(step_count) * w.batch,
-                                        cores, measured.facts.decode == "graph")
+                                        cores)
                            : Json();
   json["memory"] = memory_json(measured);
   json["predicted_tokens_per_s"] = or_null(predicted);

@@ -109,6 +109,7 @@ struct DeviceRoom {
   int *chosen, *positions;
   float *router_weights, *fixed_sum, *partials;
   unsigned char* computed;
+  kernels::LayerTimes* times = nullptr;  // of all resident ones nothing is timed
   const std::byte **device_table, **host_table;
 
   DeviceRoom(Room& room, const DecodeGraphShape& shape) {
@@ -151,6 +152,7 @@ struct DeviceRoom {
     computed = room.take<unsigned char>(jobs);
     device_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
     if (shape.all_resident) return;
+    times = room.take<kernels::LayerTimes>(layers);
     host_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
     from_host = Activations(room, format, jobs, shape.slice_width);
     zero_copy = reinterpret_cast<kernels::JobList*>(
@@ -164,6 +166,7 @@ struct HostRoom {
   kernels::StepInput* input;
   kernels::StepOutput* output;
   int *tables, *chosen;
+  kernels::LayerTimes* times;
   std::byte* mailbox;
 
   HostRoom(Room& room, const DecodeGraphShape& shape) {
@@ -171,6 +174,7 @@ struct HostRoom {
     output = room.take<kernels::StepOutput>(1);
     tables = room.take<int>(TableLayout(shape).entries);
     chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
+    times = room.take<kernels::LayerTimes>(shape.all_resident ? 0 : shape.experts.layers);
     mailbox = room.take<std::byte>(
         shape.with_workers ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape))) : 0);
   }
@@ -335,7 +339,22 @@ class CudaDecodeGraph : public DecodeGraph {
       const uint64_t group_bytes = shape_.experts.slice_bytes / groups;
       counters_.demand_bytes += zero_copied * group_bytes;
       counters_.cpu_bytes += (missed_here * groups - zero_copied) * group_bytes;
+      if (missed_here > 0) count_times(on_host_.times[layer], zero_copied * group_bytes);
     }
+  }
+
+  // read: bytes of the layer that the device read from host memory.
+  void count_times(const kernels::LayerTimes& at, uint64_t read) {
+    const auto seconds = [](uint64_t from, uint64_t to) {
+      return to > from ? static_cast<double>(to - from) * 1e-9 : 0;
+    };
+    uint64_t misses = at.cpu;
+    if (read > 0) {
+      counters_.demand_busy_bytes += read;
+      counters_.demand_busy_s += seconds(at.routed, at.host_hidden) + seconds(at.host_down_begun, at.host_down);
+      misses = std::max<uint64_t>(misses, at.host_down);
+    }
+    counters_.stall_s += seconds(at.device, misses);
   }
 
   int groups_per_slice() const {
@@ -395,6 +414,8 @@ class CudaDecodeGraph : public DecodeGraph {
     begin.best = on_device_.best;
     begin.late = on_device_.late;
     begin.error = on_device_.error;
+    begin.times = on_device_.times;
+    begin.layers = shape_.experts.layers;
     kernels::decode_begin(begin, stream_);
     for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
       attention(layer);
@@ -408,15 +429,20 @@ class CudaDecodeGraph : public DecodeGraph {
     head.normed = normed(WeightRole::final_norm);
     head.best = on_device_.best;
     kernels::decode_linear(head, stream_);
-    kernels::decode_end({on_device_.best, on_device_.late, on_device_.error, on_device_.state,
-                         on_host_.output, 1, on_device_.ready, shape_.experts.layers},
-                        stream_);
-    if (shape_.experts.layers > 0) {
-      check(cudaMemcpyAsync(on_host_.chosen, on_device_.chosen,
-                            shape_.experts.layers * spec_.experts_per_token * sizeof(int),
-                            cudaMemcpyDeviceToHost, stream_),
-            "copying");
-    }
+    kernels::DecodeEnd end;
+    end.best = on_device_.best;
+    end.late = on_device_.late;
+    end.error = on_device_.error;
+    end.state = on_device_.state;
+    end.out = on_host_.output;
+    end.ready = on_device_.ready;
+    end.layers = shape_.experts.layers;
+    end.chosen_from = on_device_.chosen;
+    end.chosen_to = on_host_.chosen;
+    end.chosen = shape_.experts.layers * spec_.experts_per_token;
+    end.times_from = on_device_.times;
+    end.times_to = on_host_.times;
+    kernels::decode_end(end, stream_);
   }
 
   void attention(int layer) {
@@ -539,6 +565,7 @@ class CudaDecodeGraph : public DecodeGraph {
     r.step = &on_device_.state->step;
     if (shape_.all_resident) return r;
     r.host_table = on_device_.host_table + first;
+    r.times = times_of(layer);
     if (zero_copies_) r.zero_copy = on_device_.zero_copy;
     r.zero_copy_share = &on_device_.state->zero_copy_share;
     r.computed = on_device_.computed;
@@ -585,6 +612,11 @@ class CudaDecodeGraph : public DecodeGraph {
     return d;
   }
 
+  // Null: all experts are resident.
+  kernels::LayerTimes* times_of(int layer) const {
+    return on_device_.times == nullptr ? nullptr : on_device_.times + spec_.layers[layer].moe_layer;
+  }
+
   // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their
   // launches where they are made alike.
   void experts(int layer) {
@@ -599,6 +631,7 @@ class CudaDecodeGraph : public DecodeGraph {
       gate_up.fixed = down.fixed = shared.slices;
       gate_up.fixed_jobs = down.fixed_jobs = shared.count;
     }
+    gate_up.times = down.times = times_of(layer);
     auto first = apart ? gate_up_of(shared, layer) : gate_up;
     first.router = &routing;
     first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
@@ -632,6 +665,7 @@ class CudaDecodeGraph : public DecodeGraph {
     combine.error = on_device_.error;
     combine.layer = layer;
     combine.residual = on_device_.residual;
+    combine.times = times_of(layer);
     kernels::decode_combine(combine, stream_);
   }
 

@@ -74,6 +74,16 @@ struct HiddenActivations {
   unsigned* finished = nullptr;  // [jobs * width / group], 0 before the first launch; not for bf16
 };
 
+// When the parts of an MoE layer were done, in ns of the GPU's clock: of their blocks, the last.
+struct LayerTimes {
+  unsigned long long routed = 0;           // from here on missed slices are read from host memory
+  unsigned long long host_hidden = 0;      // gate and up of the host list
+  unsigned long long host_down_begun = 0;  // the hidden activations are there
+  unsigned long long host_down = 0;        // down of the host list
+  unsigned long long device = 0;           // all that lies on the device
+  unsigned long long cpu = 0;              // the CPU's result was seen
+};
+
 enum class RouterScore { sigmoid, softmax_normalised };
 
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
@@ -106,6 +116,7 @@ struct DecodeRouter {
   unsigned char* computed = nullptr;                  // by position: 1 if the GPU computes (a part of) it
   int* positions = nullptr;                           // one: how many routed slices the step has
   MissPostTarget post;                                // posted null: nothing is posted
+  LayerTimes* times = nullptr;                        // or null, here and below: nothing is timed
   const unsigned* step = nullptr;
 };
 
@@ -134,6 +145,7 @@ struct DecodeGateUp {
   const JobList* host_list = nullptr;
   HiddenActivations host_out;
   int host_blocks = 0;
+  LayerTimes* times = nullptr;
   // Routing in the same launch, by blocks of its own; ready, 0 before, becomes 1 when the lists are there.
   const DecodeRouter* router = nullptr;
   unsigned* ready = nullptr;
@@ -161,6 +173,7 @@ struct DecodeDown {
   float* residual = nullptr;        // [tokens, hidden]
   float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
   float* partials = nullptr;        // [positions, tokens, hidden]; likewise
+  LayerTimes* times = nullptr;
 };
 void decode_down(const DecodeDown& down, void* stream);
 
@@ -178,6 +191,7 @@ struct DecodeCombine {
   unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
   int layer = 0;
   float* residual = nullptr;
+  LayerTimes* times = nullptr;
 };
 void decode_combine(const DecodeCombine& combine, void* stream);
 
@@ -205,10 +219,13 @@ struct DecodeBegin {
   unsigned long long* best = nullptr;  // [tokens], set to 0
   unsigned* late = nullptr;            // set to 0
   unsigned* error = nullptr;           // likewise
+  LayerTimes* times = nullptr;         // [layers], likewise
+  int layers = 0;
 };
 void decode_begin(const DecodeBegin& begin, void* stream);
 
-// What a step tells the host: the chosen ids, how many layers waited for the CPU, and what went wrong.
+// What a step tells the host: the chosen ids, how many layers waited for the CPU, and what went wrong; and
+// beside it the experts of each layer and, if they are taken, its times.
 struct StepOutput {
   int ids[kMostDecodeTokens] = {};
   unsigned late = 0;
@@ -223,6 +240,11 @@ struct DecodeEnd {
   int tokens = 1;
   unsigned* ready = nullptr;  // [layers], set to 0 for the next step
   int layers = 0;
+  const int* chosen_from = nullptr;  // device, [layers, k]
+  int* chosen_to = nullptr;          // mapped host memory, as is times_to
+  int chosen = 0;                    // layers * k
+  const LayerTimes* times_from = nullptr;  // [layers], or null
+  LayerTimes* times_to = nullptr;
 };
 void decode_end(const DecodeEnd& end, void* stream);
 

@@ -229,6 +229,7 @@ struct GateUpRoles {
   int routing = 0, host = 0;
   DecodeRouter router;
   unsigned* ready = nullptr;
+  LayerTimes* times = nullptr;
 };
 
 template <WeightFormat F, int B>
@@ -241,6 +242,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     route(roles.router, shared, roles.ready, block, roles.routing);
   } else if (block < roles.routing + roles.host) {
     gate_up_block<F, B>(host, shared, block - roles.routing, roles.host);
+    if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->host_hidden);
   } else {
     const int before = roles.routing + roles.host;
     gate_up_block<F, B>(a, shared, block - before, gridDim.x - before);
@@ -265,6 +267,7 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.stream.stage_bytes = a.row.segment_bytes;
   a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
   GateUpRoles roles;
+  roles.times = g.times;
   if (g.router != nullptr) {
     roles.routing = router_blocks(*g.router);
     roles.router = *g.router;
@@ -296,6 +299,7 @@ struct Down {
   HiddenActivations hidden_activations;
   float *residual, *fixed_sum, *partials;
   int most_jobs, most_rows;
+  unsigned long long *begun, *ended;  // times to note, or null
 };
 
 template <WeightFormat F, int B>
@@ -359,6 +363,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     read_list();
   }
   wait_for_previous_kernel();
+  if (threadIdx.x == 0) note_time(a.begun);
   if (a.ready == nullptr && a.list != nullptr) read_list();
   const HiddenActivations& h = a.hidden_activations;
   for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
@@ -440,6 +445,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     }
     if (a.fixed_sum != nullptr) a.fixed_sum[at_of(i)] = fixed;
   }
+  if (threadIdx.x == 0) note_time(a.ended);
 }
 
 // The first blocks read host memory.
@@ -517,6 +523,11 @@ void run_down(const DecodeDown& d, void* stream) {
   host.list = d.host_list;
   host.hidden_activations = d.host_activations;
   host.residual = host.fixed_sum = nullptr;
+  if (d.times != nullptr) {
+    a.ended = &d.times->device;
+    host.begun = &d.times->host_down_begun;
+    host.ended = &d.times->host_down;
+  }
   host.most_jobs = d.most_list_jobs;
   const int most_blocks = a.hidden / a.rows, blocks = std::min(processors(), most_blocks);
   const int host_blocks = d.host_list == nullptr ? 0 : std::min(d.host_blocks, most_blocks);

@@ -7,6 +7,7 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
@@ -253,7 +254,9 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   list_slices(r, scratch, lane);
   __threadfence();
   __syncwarp();
-  if (lane == 0) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
+  if (lane != 0) return;
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
+  if (r.times != nullptr) note_time(&r.times->routed);
 }
 
 }  // namespace lighter::kernels

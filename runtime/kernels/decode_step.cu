@@ -4,18 +4,13 @@
 #include <algorithm>
 
 #include "runtime/kernels/decode.h"
+#include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ inline unsigned long long now_ns() {
-  unsigned long long ns;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
-  return ns;
-}
 
 __device__ inline unsigned load_system(const unsigned* at) {
   unsigned value;
@@ -62,12 +57,19 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
     reinterpret_cast<unsigned*>(b.state)[threadIdx.x] =
         reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
   }
+  if (b.times != nullptr) {
+    for (int i = threadIdx.x; i < b.layers; i += kThreads) b.times[i] = {};
+  }
   if (threadIdx.x == 0) *b.error = *b.late = 0;
 }
 
-__global__ void end_kernel(DecodeEnd e) {
+__global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
-  for (int i = threadIdx.x; i < e.layers; i += 32) e.ready[i] = 0;
+  for (int i = threadIdx.x; i < e.layers; i += kThreads) {
+    e.ready[i] = 0;
+    if (e.times_from != nullptr) e.times_to[i] = e.times_from[i];
+  }
+  for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[i] = e.chosen_from[i];
   if (static_cast<int>(threadIdx.x) < e.tokens) {
     e.out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(e.best[threadIdx.x]));
   }
@@ -101,6 +103,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
     if (threadIdx.x == 0) {
       if (blockIdx.x == 0 && load_system(c.cpu_done) != *c.step) ++*c.late;
       wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+      if (blockIdx.x == 0 && c.times != nullptr) note_time(&c.times->cpu);
     }
     __syncthreads();
     if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
@@ -115,7 +118,7 @@ void decode_begin(const DecodeBegin& begin, void* stream) {
 }
 
 void decode_end(const DecodeEnd& end, void* stream) {
-  launch(end_kernel, dim3(1), 32, 0, stream, "end of a step", end);
+  launch(end_kernel, dim3(1), kThreads, 0, stream, "end of a step", end);
 }
 
 void decode_combine(const DecodeCombine& combine, void* stream) {

@@ -15,9 +15,9 @@ struct ExpertCounters {
   uint64_t cpu_bytes = 0;              // computed by the CPU instead
   uint64_t prefetch_bytes = 0;         // copied on a guess
   uint64_t prefetch_wasted_bytes = 0;  // copied ahead, on a guess or while streaming, and not needed
-  uint64_t demand_busy_bytes = 0;      // copied in demand_busy_s
-  double demand_busy_s = 0;            // with a demand copy outstanding
-  double stall_s = 0;                  // the compute stream waited for slices
+  uint64_t demand_busy_bytes = 0;      // moved in demand_busy_s
+  double demand_busy_s = 0;            // with a demand copy outstanding, or the device reading host memory
+  double stall_s = 0;                  // the device waited for slices, or for the CPU's part of them
   double cpu_busy_s = 0;               // the CPU's workers had cpu_bytes to compute
 
   double hit_rate() const {

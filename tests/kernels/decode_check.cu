@@ -329,6 +329,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   d.experts = experts;
   d.hidden_activations = g.out;
   unsigned* const error = device_zeros<unsigned>(1);
+  LayerTimes* const taken = device_zeros<LayerTimes>(1);
   const HiddenActivations host_room = room(f, k * slices, width);
   float* const post_x = device_zeros<float>(hidden);
   int* const post_experts = device_zeros<int>(k);
@@ -350,6 +351,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
       g.host_out = d.host_activations = host_room;
       g.host_blocks = d.host_blocks = 16;
       r.post = {post_x, post_experts, post_weights, posted};
+      r.times = g.times = d.times = taken;
       decode_gate_up(g, nullptr);
       decode_down(d, nullptr);
       DecodeCombine c;
@@ -406,6 +408,11 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
     const auto experts_posted = to_host(post_experts, k);
     failures += !std::equal(experts_posted.begin(), experts_posted.end(), order.begin());
     failures += to_host(posted, 1)[0] != step_number;
+    const LayerTimes at = to_host(taken, 1)[0];
+    const bool in_order = at.routed > 0 && at.host_hidden > at.routed && at.host_down_begun >= at.host_hidden &&
+                          at.host_down > at.host_down_begun && at.device > at.routed;
+    if (!in_order) std::printf("FAILED: the times of the layer's parts are not in their order\n");
+    failures += !in_order;
   }
   expect(paged ? "experts, some from host memory" : "experts, all resident", f, change, wanted, 1e-2);
 }
