@@ -53,8 +53,8 @@ std::string routing_name(const Config& config, const Inputs& inputs) {
   return "?";
 }
 
-MissWay miss_way(const cli::PreparedModel& model) {
-  if (model.miss == OffloadConfig::Miss::split) return MissWay::both;
+MissWay miss_way(const cli::PreparedModel& model, const Config& config) {
+  if (model.miss == OffloadConfig::Miss::split || cli::cpu_shares_batches(model, config)) return MissWay::both;
   return model.miss == OffloadConfig::Miss::cpu ? MissWay::cpu : MissWay::link;
 }
 
@@ -97,7 +97,7 @@ PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const
   facts.layers = static_cast<int>(model.spec.layers.size());
   facts.threads = model.threads;
   facts.context = config.memory.context;
-  facts.miss_way = miss_way(model);
+  facts.miss_way = miss_way(model, config);
   facts.step_bytes = offload::step_bytes(shape);
   facts.gpu_budget_bytes = config.memory.gpu_budget_bytes;
   facts.host_budget_bytes = config.memory.host_budget_bytes;

@@ -350,11 +350,12 @@ class CudaDecodeGraph : public DecodeGraph {
     };
     uint64_t misses = at.cpu;
     if (read > 0) {
+      counters_.stall_s += seconds(at.device_hidden, at.host_hidden);
       counters_.demand_busy_bytes += read;
       counters_.demand_busy_s += seconds(at.routed, at.host_hidden) + seconds(at.host_down_begun, at.host_down);
       misses = std::max<uint64_t>(misses, at.host_down);
     }
-    counters_.stall_s += seconds(at.device, misses);
+    counters_.stall_s += seconds(at.device_down, misses);
   }
 
   int groups_per_slice() const {

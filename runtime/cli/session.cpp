@@ -26,20 +26,15 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
-// How the CPU takes part in steps of several sequences: nothing where it stands in for the device itself.
+// How the CPU takes part in steps of several sequences.
 std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model, const Config& config) {
-  using Miss = OffloadConfig::Miss;
-  const Miss miss = config.offload.miss;
-  if (miss == Miss::fetch || miss == Miss::zero_copy || config.model.experts == SliceEncoding::dense ||
-      model.kv.sequences == 1 || (miss == Miss::automatic && config.device.kind == DeviceConfig::Kind::cpu)) {
-    return std::nullopt;
-  }
+  if (!cpu_shares_batches(model, config)) return std::nullopt;
   offload::BatchShareOptions options;
   options.encoding = config.model.experts;
   options.hidden = model.spec.hidden;
   options.slice_width = model.slice_width;
   options.threads = model.threads;
-  if (miss == Miss::cpu) {
+  if (config.offload.miss == OffloadConfig::Miss::cpu) {
     options.device_share = 0;
     options.follow = false;
   }
@@ -142,6 +137,15 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
     decoder_->decode_by(
         models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule, sharing, *device_));
   }
+}
+
+// It has no part where it stands in for the device itself.
+bool cpu_shares_batches(const PreparedModel& model, const Config& config) {
+  using Miss = OffloadConfig::Miss;
+  const Miss miss = config.offload.miss;
+  if (config.model.experts == SliceEncoding::dense || model.kv.sequences == 1) return false;
+  return miss == Miss::cpu || miss == Miss::split ||
+         (miss == Miss::automatic && config.device.kind != DeviceConfig::Kind::cpu);
 }
 
 ExpertCounters Session::counters() const {

@@ -21,6 +21,9 @@ namespace lighter::cli {
 // Who chooses the experts as configured; empty: the router.
 models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec);
 
+// Whether the CPU computes a part of the missed slices in steps of several sequences.
+bool cpu_shares_batches(const PreparedModel& model, const Config& config);
+
 class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.

@@ -77,10 +77,11 @@ struct HiddenActivations {
 // When the parts of an MoE layer were done, in ns of the GPU's clock: of their blocks, the last.
 struct LayerTimes {
   unsigned long long routed = 0;           // from here on missed slices are read from host memory
+  unsigned long long device_hidden = 0;    // gate and up of what lies on the device
   unsigned long long host_hidden = 0;      // gate and up of the host list
   unsigned long long host_down_begun = 0;  // the hidden activations are there
   unsigned long long host_down = 0;        // down of the host list
-  unsigned long long device = 0;           // all that lies on the device
+  unsigned long long device_down = 0;      // down of what lies on the device
   unsigned long long cpu = 0;              // the CPU's result was seen
 };
 

@@ -246,6 +246,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   } else {
     const int before = roles.routing + roles.host;
     gate_up_block<F, B>(a, shared, block - before, gridDim.x - before);
+    if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->device_hidden);
   }
 }
 
@@ -524,7 +525,7 @@ void run_down(const DecodeDown& d, void* stream) {
   host.hidden_activations = d.host_activations;
   host.residual = host.fixed_sum = nullptr;
   if (d.times != nullptr) {
-    a.ended = &d.times->device;
+    a.ended = &d.times->device_down;
     host.begun = &d.times->host_down_begun;
     host.ended = &d.times->host_down;
   }

@@ -410,7 +410,8 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
     failures += to_host(posted, 1)[0] != step_number;
     const LayerTimes at = to_host(taken, 1)[0];
     const bool in_order = at.routed > 0 && at.host_hidden > at.routed && at.host_down_begun >= at.host_hidden &&
-                          at.host_down > at.host_down_begun && at.device > at.routed;
+                          at.host_down > at.host_down_begun && at.device_hidden > at.routed &&
+                          at.device_down > at.device_hidden;
     if (!in_order) std::printf("FAILED: the times of the layer's parts are not in their order\n");
     failures += !in_order;
   }
