@@ -29,8 +29,8 @@ void TransferEngine::fetch(const CopyRequest& request) {
   if (!request.ready->passed()) demand_stream_->wait(*request.ready);
   begin_demand();
   demand_stream_->copy(request.to, request.from, request.bytes);
-  demand_stream_->record(*request.ready);
   end_demand(request.bytes);
+  demand_stream_->record(*request.ready);
 }
 
 std::shared_ptr<PrefetchCopy> TransferEngine::prefetch(const CopyRequest& request,
@@ -56,8 +56,8 @@ void TransferEngine::expedite(PrefetchCopy& copy) {
   demand_stream_->wait(*request.ready);  // The pieces under way: `ready` must not pass before they have.
   begin_demand();
   demand_stream_->copy(request.to + copy.issued_bytes, request.from + copy.issued_bytes, rest);
-  demand_stream_->record(*request.ready);
   end_demand(rest);
+  demand_stream_->record(*request.ready);
 }
 
 size_t TransferEngine::cancel(PrefetchCopy& copy) {
@@ -91,6 +91,7 @@ void TransferEngine::begin_demand() {
   busy_recorded_ = true;
 }
 
+// Before the copy's `ready` is recorded, so that whoever has waited for that finds the time counted.
 void TransferEngine::end_demand(size_t bytes) {
   std::lock_guard lock(demand_mutex_);
   demand_stream_->record(*busy_end_);
