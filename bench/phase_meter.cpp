@@ -46,18 +46,20 @@ Spent PhaseMeter::end(const ExpertCounters& experts) {
 }
 
 void PhaseMeter::sample() {
+  // Woken seldom: on a machine whose cores are all busy that puts off a worker.
   constexpr auto kPeriod = std::chrono::milliseconds(100);
-  constexpr auto kNap = std::chrono::milliseconds(5);
-  for (auto next = Clock::now() + kPeriod; sampling_;) {
-    std::this_thread::sleep_for(kNap);
-    if (Clock::now() < next) continue;
-    next += kPeriod;
+  std::unique_lock lock(mutex_);
+  while (!ended_.wait_for(lock, kPeriod, [&] { return !sampling_; })) {
     if (const auto share = nvml_->busy_share()) busy_.push_back(*share);
   }
 }
 
 void PhaseMeter::stop_sampling() {
-  sampling_ = false;
+  {
+    std::lock_guard lock(mutex_);
+    sampling_ = false;
+  }
+  ended_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 

@@ -2,8 +2,9 @@
 // thread-safe; between begin() and end() a thread of its own asks the GPU every 100 ms.
 #pragma once
 
-#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -39,7 +40,9 @@ class PhaseMeter {
   std::optional<double> energy_j_;
   ExpertCounters experts_;
   std::vector<double> busy_;
-  std::atomic<bool> sampling_{false};
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool sampling_ = false;  // guarded
   std::thread thread_;
 };
 

@@ -245,7 +245,8 @@ bool amx_permitted() {
 
 Kernels amx_kernels() {
   const Kernels few = avx512_kernels();
-  return {rows<true>, rows<false>, {few.rows_at_once[0], few.rows_at_once[1], kRowBlock}};
+  const auto& [int8, int4] = few.rows_at_once;
+  return {rows<true>, rows<false>, {{int8[0], int8[1], kRowBlock}, {int4[0], int4[1], kRowBlock}}};
 }
 
 }  // namespace lighter::cpu_kernels

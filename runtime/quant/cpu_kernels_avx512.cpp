@@ -17,6 +17,7 @@ namespace lighter::cpu_kernels {
 namespace {
 
 constexpr int kMostRows = 4;       // long ones, at a time
+constexpr int kRowsOfOneToken[] = {1, 2};  // the same for one token, in int8 and in int4
 constexpr int kTokens = 4;         // at a time
 constexpr int64_t kShortRow = 16;  // groups
 
@@ -134,7 +135,7 @@ LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStrea
         if constexpr (asks) {
 #pragma GCC unroll 2
           for (int64_t line = 0; line < lines; ++line) {
-            _mm_prefetch(reinterpret_cast<const char*>(next + (r * lines + line) * 64), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(next + (r * lines + line) * 64), _MM_HINT_T1);
           }
         }
         const Weights weights(w + r * block.row_bytes + s * bytes);
@@ -233,7 +234,7 @@ LIGHTER_AVX512 inline void run_block(const Matrix& matrix, const Tokens& x, int6
     }
   }
   // Few long rows side by side, because the weights are asked for row after row.
-  constexpr int of_long_rows = tokens == 1 && int8 ? kMostRows / 2 : kMostRows;
+  constexpr int of_long_rows = tokens == 1 ? kRowsOfOneToken[int8 ? 0 : 1] : kMostRows;
   constexpr int of_short_rows = tokens == 1 ? 2 * kMostRows : kMostRows;
   if (block.groups <= kShortRow) {
     tiles<Weights, of_short_rows, asks>(block, count, ahead);
@@ -289,7 +290,9 @@ LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_ro
 }  // namespace
 
 Kernels avx512_kernels() {
-  return {rows<SliceEncoding::int8>, rows<SliceEncoding::int4>, {kMostRows, kMostRows, kMostRows}};
+  return {rows<SliceEncoding::int8>,
+          rows<SliceEncoding::int4>,
+          {{kRowsOfOneToken[0], kMostRows, kMostRows}, {kRowsOfOneToken[1], kMostRows, kMostRows}}};
 }
 
 }  // namespace lighter::cpu_kernels

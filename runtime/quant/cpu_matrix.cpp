@@ -40,7 +40,7 @@ void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, cons
                                     int4 ? weights.minimums + begin * groups : nullptr,
                                     0};
     PrefetchStream ahead(&ahead_range, &ahead_range + 1);
-    ahead.ask_bytes(cpu_kernels::prefetch_distance(kernels, tokens, weights.row_bytes));
+    ahead.ask_bytes(cpu_kernels::prefetch_distance(kernels, encoding, tokens, weights.row_bytes));
     kernel(weights, {scratch, nullptr, tokens, 0}, begin, count, out + begin, matrix.rows, ahead);
   });
 }

@@ -242,7 +242,7 @@ PrefetchRange CpuSliceKernel::down_range(const std::byte* slice, SliceColumns co
 
 int64_t CpuSliceKernel::prefetch_distance(int64_t tokens, int64_t beyond) const {
   const int64_t row_bytes = layout_.hidden / (layout_.encoding == SliceEncoding::int4 ? 2 : 1);
-  return cpu_kernels::prefetch_distance(kernels_, tokens, row_bytes, beyond);
+  return cpu_kernels::prefetch_distance(kernels_, layout_.encoding, tokens, row_bytes, beyond);
 }
 
 uint64_t CpuSliceKernel::column_bytes(SliceColumns columns) const {

@@ -36,7 +36,7 @@ class PrefetchStream {
   // One more line.
   void ask() {
     if (at_ >= row_end_ && !advance()) return;
-    __builtin_prefetch(at_, 0, 3);
+    __builtin_prefetch(at_, 0, 2);
     at_ += 64;
   }
   void ask_bytes(int64_t bytes) {
