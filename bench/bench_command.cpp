@@ -13,6 +13,7 @@
 namespace lighter::cli {
 namespace {
 
+constexpr int kFailureExit = 1;
 constexpr int kInterruptedExit = 130;  // as shells report Ctrl-C
 
 void make_folder(const std::filesystem::path& folder) {
@@ -53,11 +54,19 @@ int bench_command(const BenchOptions& options) {
     std::printf("%s\n", outcome.results.dump(2, ' ', false, bench::Json::error_handler_t::replace).c_str());
   }
   std::fprintf(stderr,
-               "%d points measured, %d taken over, %d failed; %s holds results.json, results.csv, table.md "
+               "points: %d measured, %d taken over, %d failed; %s holds results.json, results.csv, table.md "
                "and report.html\n",
                outcome.measured, outcome.taken_over, outcome.failed, folder.string().c_str());
-  if (outcome.interrupted) std::fprintf(stderr, "interrupted; --resume goes on\n");
-  return outcome.interrupted ? kInterruptedExit : 0;
+  for (const std::string& remark : bench::results_remarks(outcome.results))
+    std::fprintf(stderr, "%s\n", remark.c_str());
+  if (outcome.interrupted) {
+    std::fprintf(stderr, "interrupted; --resume goes on\n");
+    return kInterruptedExit;
+  }
+  // A point that fails is a result; that all of them do is none.
+  if (outcome.measured + outcome.taken_over > 0) return 0;
+  std::fprintf(stderr, "nothing was measured\n");
+  return kFailureExit;
 }
 
 }  // namespace lighter::cli

@@ -14,14 +14,36 @@ namespace {
 
 constexpr double kNoiseFloor = 0.01;
 
+// Nothing where the point has no such figure.
+std::optional<Summary> repeated(const Json& point, const char* name) {
+  const Json& value = point[name];
+  if (value.is_null()) return std::nullopt;
+  return Summary{value["median"], value["min"], value["max"], value["count"]};
+}
+
+std::optional<Summary> peak_mib(const Json& point, const char* name) {
+  if (point["memory"].is_null()) return std::nullopt;
+  const double mib = point["memory"][name].get<double>() / (1 << 20);
+  return Summary{mib, mib, mib, 1};
+}
+
 struct Metric {
   const char* name;
   const char* title;
   bool higher_is_better;
+  bool timed;  // drifts with the machine
+  std::optional<Summary> (*of)(const Json& point, const char* name);
 };
-constexpr std::array kMetrics = {Metric{"decode_tokens_per_s", "decode tok/s", true},
-                                 Metric{"prefill_tokens_per_s", "prefill tok/s", true},
-                                 Metric{"time_to_first_token_s", "first token s", false}};
+constexpr std::array kMetrics = {
+    Metric{"decode_tokens_per_s", "decode tok/s", true, true, repeated},
+    Metric{"prefill_tokens_per_s", "prefill tok/s", true, true, repeated},
+    Metric{"time_to_first_token_s", "first token s", false, true, repeated},
+    Metric{"device_peak_bytes", "device peak MiB", false, false, peak_mib},
+    Metric{"host_peak_bytes", "host peak MiB", false, false, peak_mib},
+};
+// What a point is measured with beside its key, and what else a configuration may have changed.
+constexpr std::array kFacts = {"architecture", "synthetic", "layers",  "device", "dtype",   "experts",
+                               "routing",      "prompts",   "context", "decode", "threads", "resident_share"};
 
 // One point, or the baseline's rounds together.
 struct Group {
@@ -48,15 +70,14 @@ double drift_of(const Json& results) {
 }
 
 // Nothing when no point of the group has it.
-std::optional<Summary> metric_of(const Group& group, const char* name) {
+std::optional<Summary> metric_of(const Group& group, const Metric& metric) {
   std::vector<double> medians;
   double spread = 0;
   for (const Json& point : group.points) {
-    const Json& value = point[name];
-    if (value.is_null()) continue;
-    const Summary one{value["median"], value["min"], value["max"], value["count"]};
-    medians.push_back(one.median);
-    spread = std::max(spread, one.spread());
+    const auto one = metric.of(point, metric.name);
+    if (!one) continue;
+    medians.push_back(one->median);
+    spread = std::max(spread, one->spread());
   }
   if (medians.empty()) return std::nullopt;
   const double median = percentile(medians, 0.5);
@@ -89,7 +110,22 @@ Json machine_notes(const Json& before, const Json& after) {
     if (a != b)
       notes.push_back(std::string("the machines differ: ") + name + " " + a.dump() + " and " + b.dump());
   }
+  if (before["repeats"] == 1 || after["repeats"] == 1) {
+    notes.push_back("a single repeat shows no noise, so only the baseline's drift counts as such");
+  }
   return notes;
+}
+
+// By what differs and how: in how many points.
+using Differences = std::map<std::array<std::string, 3>, int>;
+
+void note_differences(const Group& before, const Group& after, Differences& differences) {
+  for (const char* name : kFacts) {
+    const Json& a = before.points.front()["facts"][name];
+    const Json& b = after.points.front()["facts"][name];
+    if (a.is_number() && b.is_number() && std::abs(a.get<double>() - b.get<double>()) < 0.005) continue;
+    if (a != b) ++differences[{name, a.dump(), b.dump()}];
+  }
 }
 
 }  // namespace
@@ -99,29 +135,34 @@ Json compare_results(const Json& before, const Json& after) {
   const double drift = std::max(drift_of(before), drift_of(after));
   Json result = {{"noise_floor", kNoiseFloor},
                  {"changes", Json::array()},
+                 {"compared", 0},
                  {"unchanged", 0},
                  {"only_in_a", Json::array()},
                  {"only_in_b", Json::array()},
                  {"broken", Json::array()},
                  {"repaired", Json::array()},
                  {"notes", machine_notes(before, after)}};
-  int unchanged = 0;
+  int compared = 0, unchanged = 0;
+  Differences differences;
   for (const auto& [key, group] : a) {
     const auto other = b.find(key);
     if (other == b.end()) {
       result["only_in_a"].push_back(group.label);
       continue;
     }
+    ++compared;
+    if (group.measured && other->second.measured) note_differences(group, other->second, differences);
     if (group.measured != other->second.measured) {
       result[group.measured ? "broken" : "repaired"].push_back(group.label);
       continue;
     }
     bool changed = false;
     for (const Metric& metric : kMetrics) {
-      const auto old_value = metric_of(group, metric.name), new_value = metric_of(other->second, metric.name);
+      const auto old_value = metric_of(group, metric), new_value = metric_of(other->second, metric);
       if (!old_value || !new_value || old_value->median <= 0) continue;
       const double change = new_value->median / old_value->median - 1;
-      const double noise = std::max(kNoiseFloor, std::max(old_value->spread(), new_value->spread()) + drift);
+      const double spread = std::max(old_value->spread(), new_value->spread());
+      const double noise = std::max(kNoiseFloor, spread + (metric.timed ? drift : 0));
       if (std::abs(change) <= noise) continue;
       changed = true;
       result["changes"].push_back({{"label", group.label},
@@ -138,6 +179,11 @@ Json compare_results(const Json& before, const Json& after) {
   for (const auto& [key, group] : b) {
     if (!a.contains(key)) result["only_in_b"].push_back(group.label);
   }
+  for (const auto& [what, points] : differences) {
+    result["notes"].push_back(std::to_string(points) + (points == 1 ? " point differs" : " points differ") +
+                              " in " + what[0] + ": " + what[1] + " and " + what[2]);
+  }
+  result["compared"] = compared;
   result["unchanged"] = unchanged;
   return result;
 }
@@ -145,7 +191,11 @@ Json compare_results(const Json& before, const Json& after) {
 std::string comparison_markdown(const Json& comparison) {
   std::string text;
   for (const Json& note : comparison["notes"]) text += "Note: " + note.get<std::string>() + ".\n\n";
-  if (comparison["changes"].empty()) {
+  if (comparison["compared"] == 0) {
+    text +=
+        "The two have no point in common, so nothing was compared; points are the same when model, settings "
+        "and workload are.\n";
+  } else if (comparison["changes"].empty()) {
     text += "Nothing changed beyond noise.\n";
   } else {
     text += "| point | what | before | after | change | noise | |\n|---|---|---:|---:|---:|---:|---|\n";
@@ -156,7 +206,8 @@ std::string comparison_markdown(const Json& comparison) {
               (change["better"] ? "better" : "worse") + " |\n";
     }
   }
-  text += "\nWithin noise: " + comparison["unchanged"].dump() + " points.";
+  const std::string unchanged = comparison["unchanged"].dump();
+  text += "\nWithin noise: " + unchanged + (unchanged == "1" ? " point." : " points.");
   const auto list = [&](const char* name, const char* title) {
     if (!comparison[name].empty()) text += std::string("\n") + title + ": " + joined(comparison[name]) + ".";
   };

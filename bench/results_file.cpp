@@ -49,9 +49,17 @@ bool is_figure(const Json& json) {
   return json.is_null() || (has_all(json, {"median", "min", "max", "count"}) && json["median"].is_number());
 }
 
+bool is_memory(const Json& json) {
+  return json.is_null() || (has_all(json, {"device_peak_bytes", "host_peak_bytes"}) &&
+                            json["device_peak_bytes"].is_number() && json["host_peak_bytes"].is_number());
+}
+
 // What resuming and comparing read without looking.
 bool whole(const Json& json) {
-  if (!has_all(json, {"machine", "drift", "points"}) || !json["points"].is_array()) return false;
+  if (!has_all(json,
+               {"machine", "drift", "points", "complete", "interrupted", "left_behind_bytes", "repeats"}) ||
+      !json["points"].is_array())
+    return false;
   if (!has_all(json["machine"], {"gpu", "cpu", "cores", "rates"})) return false;
   if (!has_all(json["machine"]["rates"], {"device_read", "link", "cpu_read", "both"})) return false;
   if (!json["drift"].is_null() && !has_all(json["drift"], {"share", "workloads"})) return false;
@@ -65,7 +73,11 @@ bool whole(const Json& json) {
     const bool figures = is_figure(point["decode_tokens_per_s"]) &&
                          is_figure(point["prefill_tokens_per_s"]) &&
                          is_figure(point["time_to_first_token_s"]);
-    return texts && figures && (point["status"] == "measured" ? point["facts"].is_object() : true);
+    const Json& facts = point["facts"];
+    const bool known =
+        has_all(facts, {"architecture", "synthetic", "layers", "device", "dtype", "experts", "routing",
+                        "prompts", "context", "decode", "threads", "resident_share"});
+    return texts && figures && is_memory(point["memory"]) && (point["status"] != "measured" || known);
   });
 }
 

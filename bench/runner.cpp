@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "bench/earlier_results.h"
 #include "bench/results_file.h"
 #include "runtime/error.h"
 
@@ -27,9 +28,8 @@ class Runner {
       : sweep_(sweep), bench_(bench), options_(options) {}
 
   Outcome run() {
-    Json before;
-    if (options_.resume && std::filesystem::exists(options_.results)) before = read_results(options_.results);
     const MachineFacts machine = bench_.machine();
+    const Json before = earlier_results(options_.results, options_.resume, sweep_, machine);
     cores_ = machine.cores;
     Json& results = outcome_.results;
     try {
@@ -57,6 +57,8 @@ class Runner {
     if (first_in_use_ && last_in_use_) {
       results["left_behind_bytes"] =
           static_cast<int64_t>(*last_in_use_) - static_cast<int64_t>(*first_in_use_);
+    } else if (!before.is_null()) {
+      results["left_behind_bytes"] = before["left_behind_bytes"];
     }
     save();
     return std::move(outcome_);

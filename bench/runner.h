@@ -20,7 +20,7 @@ namespace lighter::bench {
 struct RunnerOptions {
   std::filesystem::path results;  // the file
   // Takes over the points that the file already holds as measured; those that failed are tried again. Without
-  // it an earlier file is replaced.
+  // it an earlier file is replaced if its sweep was finished (earlier_results.h).
   bool resume = false;
   const std::atomic<bool>* interrupted = nullptr;  // may be null
   // After the file was written. May be empty.
@@ -37,7 +37,8 @@ struct Outcome {
   bool interrupted = false;
 };
 
-// Throws ConfigError when results cannot be written or resumed from. Ctrl-C is an outcome and not thrown.
+// Throws ConfigError when results cannot be written or resumed from, or earlier ones would be lost. Ctrl-C is
+// an outcome and not thrown.
 Outcome run_sweep(const Sweep& sweep, Workbench& bench, const RunnerOptions& options);
 
 }  // namespace lighter::bench

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "bench/yaml_map.h"
+#include "offload/trace.h"
 #include "runtime/config/config.h"
 #include "runtime/config/config_keys.h"
 #include "runtime/error.h"
@@ -58,7 +59,7 @@ std::vector<std::string> axis_overrides(const Axis& axis, const std::string& val
 
 std::vector<MapKey> file_keys() {
   return {{"name", {forms::text("a name")}, true},
-          {"baseline", {forms::text("the name of a model")}, true},
+          {"baseline", {forms::text("the name of a model")}},
           {"warmup", {forms::integer(0, 1000)}},
           {"repeats", {forms::integer(1, 1000)}},
           {"models", {}, true},
@@ -116,6 +117,20 @@ uint64_t fnv1a(const std::string& text) {
   return hash;
 }
 
+// What the configuration says of its own model makes way for the usual baseline's; device and budgets stay.
+std::vector<std::string> usual_baseline_overrides() {
+  std::vector<std::string> overrides;
+  for (const ConfigKey& key : config_keys()) {
+    if (key.path.starts_with("model.")) overrides.push_back(key.path + "=");
+  }
+  for (const char* text :
+       {"model.synthetic=llama-3.1-8b", "offload.resident=1", "offload.policy=static",
+        "offload.pin=", "offload.miss=", "offload.slice_width=", "offload.prefetch.enabled=false"}) {
+    overrides.push_back(text);
+  }
+  return overrides;
+}
+
 Json workload_json(const Workload& w) {
   return {{"prompt_tokens", w.prompt_tokens}, {"generated_tokens", w.generated_tokens}, {"batch", w.batch}};
 }
@@ -129,17 +144,26 @@ class Reader {
     sweep_.name = map.at("name").value.get<std::string>();
     sweep_.warmup = map.get("warmup", 1);
     sweep_.repeats = map.get("repeats", 3);
-    if (const MapEntry* trace = map.find("trace")) sweep_.inputs.trace = readable(*trace);
+    const MapEntry* const trace = map.find("trace");
+    if (trace != nullptr) read_trace(*trace);
     if (const MapEntry* prompt = map.find("prompt")) read_prompt(prompt->node);
     if (const MapEntry* rates = map.find("rates")) read_rates(rates->node);
     read_models(map.at("models"));
-    sweep_.baseline = map.at("baseline").value.get<std::string>();
-    const ModelEntry& baseline = model(sweep_.baseline, map.at("baseline").where);
+    sweep_.baseline = map.get<std::string>("baseline", kUsualBaseline);
+    const MapEntry* const named = map.find("baseline");
+    const std::string baseline_where = named == nullptr ? map.where() : named->where;
+    if (named == nullptr) add_usual_baseline();
+    const ModelEntry baseline = model(sweep_.baseline, baseline_where);
     const MapEntry& blocks = map.at("points");
     check_list("points", blocks);
     for (size_t i = 0; i < blocks.node.size(); ++i)
       read_block("points[" + std::to_string(i) + "]", blocks.node[i]);
-    arrange(baseline, map.at("baseline").where);
+    if (trace != nullptr && !any_synthetic_) {
+      fail_at(trace->where,
+              "a recorded trace replaces the router of synthetic weights, but no point has any; remove "
+              "'trace', or use model.synthetic");
+    }
+    arrange(baseline, baseline_where);
     return std::move(sweep_);
   }
 
@@ -157,11 +181,32 @@ class Reader {
     return path;
   }
 
+  void read_trace(const MapEntry& entry) {
+    sweep_.inputs.trace = readable(entry);
+    try {
+      offload::Trace::read(sweep_.inputs.trace);
+    } catch (const CheckpointError& error) {
+      fail_at(entry.where, error.what());
+    }
+    inputs_ += hex(fnv1a(read_text(sweep_.inputs.trace)));
+  }
+
+  void add_usual_baseline() {
+    if (std::ranges::find(models_, kUsualBaseline, &ModelEntry::name) != models_.end()) return;
+    ModelEntry entry = models_.front();
+    entry.name = kUsualBaseline;
+    for (std::string& text : usual_baseline_overrides()) entry.set.push_back(std::move(text));
+    models_.push_back(std::move(entry));
+  }
+
   void read_prompt(const YAML::Node& node) {
     const std::vector<MapKey> keys = {{"file", {forms::text("the path of a text")}},
                                       {"seed", {forms::integer(0, ~uint64_t{0})}}};
     const YamlMap map(source_, "prompt", node, keys);
-    if (const MapEntry* file = map.find("file")) sweep_.inputs.prompt_file = readable(*file);
+    if (const MapEntry* file = map.find("file")) {
+      sweep_.inputs.prompt_file = readable(*file);
+      inputs_ += hex(fnv1a(read_text(sweep_.inputs.prompt_file)));
+    }
     sweep_.inputs.prompt_seed = map.get<uint64_t>("seed", 0);
   }
 
@@ -222,7 +267,7 @@ class Reader {
       combine(map, 0, point, [&](Point finished) {
         for (const json& text : set) finished.overrides.push_back(text.get<std::string>());
         if (!set.empty()) finished.settings["set"] = set;
-        checked_config(finished, map.where());
+        any_synthetic_ |= checked_config(finished, map.where()).model.is_synthetic();
         add_workloads(map, finished);
       });
     }
@@ -301,8 +346,19 @@ class Reader {
                 {"repeats", sweep_.repeats},
                 {"prompt", sweep_.inputs.prompt_file.string()},
                 {"seed", sweep_.inputs.prompt_seed},
-                {"trace", sweep_.inputs.trace.string()}};
+                {"trace", sweep_.inputs.trace.string()},
+                {"inputs", inputs_},
+                {"rates", rates_json()}};
     point.id = hex(fnv1a(all.dump()));
+  }
+
+  // A bound that was computed with other rates is another result.
+  Json rates_json() const {
+    Json given = Json::array();
+    const Rates& rates = sweep_.rates;
+    for (const auto& rate : {rates.device_read, rates.link, rates.cpu_read, rates.both})
+      given.push_back(rate ? Json(*rate) : Json());
+    return given;
   }
 
   void arrange(const ModelEntry& baseline, const std::string& where) {
@@ -360,6 +416,8 @@ class Reader {
   Sweep sweep_;
   std::vector<ModelEntry> models_;
   std::vector<Workload> workloads_;
+  std::string inputs_;          // hashes of the files that prompts and routing come from
+  bool any_synthetic_ = false;  // of the models that points have
 };
 
 }  // namespace

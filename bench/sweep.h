@@ -46,15 +46,18 @@ struct Point {
   Round round = Round::none;
   std::string label;  // for people: what tells it from the sweep's other points
   std::string key;    // the same in every sweep that has this model, these settings and this workload
-  std::string id;     // a hash of everything that the result depends on, the configuration's text included
+  std::string id;     // a hash of everything that the result depends on, the files' contents included
 };
+
+// Llama-3.1-8B with synthetic weights, wholly in memory, on the first model's device and within its budgets.
+inline constexpr char kUsualBaseline[] = "Llama-3.1-8B bf16";
 
 // Ceilings of the machine that the sweep gives; absent: measured where that is possible.
 using offload::Rates;
 
 struct Sweep {
   std::string name;
-  std::string baseline;  // a model's name
+  std::string baseline;  // a model's name; kUsualBaseline where the file names none
   int warmup = 1;
   int repeats = 3;
   Inputs inputs;

@@ -1,8 +1,8 @@
 #include "bench/table.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
-#include <functional>
 #include <vector>
 
 #include "bench/statistics.h"
@@ -29,6 +29,10 @@ constexpr std::array kColumns = {"label",
                                  "round",
                                  "status",
                                  "error.message",
+                                 "settings.gpu_budget",
+                                 "settings.policy",
+                                 "settings.prefetch_depth",
+                                 "settings.miss",
                                  "workload.prompt_tokens",
                                  "workload.generated_tokens",
                                  "workload.batch",
@@ -55,11 +59,13 @@ constexpr std::array kColumns = {"label",
                                  "memory.host_peak_bytes",
                                  "memory.process_peak_bytes",
                                  "decode.experts.hit_rate",
+                                 "decode.experts.bytes_moved",
                                  "decode.experts.bytes_moved_per_token",
                                  "decode.experts.link_gb_per_s",
                                  "decode.experts.link_busy_gb_per_s",
                                  "decode.experts.cpu_bytes_per_token",
                                  "decode.experts.cpu_busy_gb_per_s",
+                                 "decode.experts.stall_s",
                                  "decode.experts.stall_share",
                                  "decode.cpu_busy_share",
                                  "decode.gpu_busy_share",
@@ -94,12 +100,15 @@ std::string bytes(const Json& value) {
 }
 
 // In a table's cell, a line break or a bar would end it.
-std::string cell(std::string text) {
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\n') text[i] = ' ';
-    if (text[i] == '|') text.insert(i++, "\\");
+std::string cell(const std::string& text) {
+  std::string shown;
+  for (const char c : text) {
+    const bool space = c == ' ' || c == '\n';
+    if (space && shown.ends_with(' ')) continue;
+    if (c == '|') shown += '\\';
+    shown += space ? ' ' : c;
   }
-  return text;
+  return shown;
 }
 
 std::string resident(const Json& point) {
@@ -107,7 +116,62 @@ std::string resident(const Json& point) {
   return share.is_null() ? "all" : figure(share, "%.0f %%", 100);
 }
 
+// One of the rounds with this workload; null if none was measured.
+const Json* middle_round(const Json& results, const Json& workload) {
+  std::vector<const Json*> rounds;
+  for (const Json& point : results["points"]) {
+    if (!point["round"].is_null() && point["status"] == "measured" && point["workload"] == workload)
+      rounds.push_back(&point);
+  }
+  std::ranges::stable_sort(rounds, {}, [](const Json* point) {
+    const Json rate = at(*point, "decode_tokens_per_s.median");
+    return rate.is_null() ? 0.0 : rate.get<double>();
+  });
+  return rounds.empty() ? nullptr : rounds[rounds.size() / 2];
+}
+
+// What all measured points with experts have in common; "" where they differ.
+std::string common_routing(const Json& results) {
+  std::string routing;
+  for (const Json& point : results["points"]) {
+    const Json here = at(point, "facts.routing");
+    if (here.is_null()) continue;
+    if (!routing.empty() && routing != here) return "";
+    routing = here;
+  }
+  return routing;
+}
+
+// Beyond what allocators keep, and a driver's own grain.
+constexpr int64_t kMuchLeftBehind = int64_t{64} << 20;
+constexpr double kMuchDrift = 0.05;
+
 }  // namespace
+
+std::vector<std::string> results_remarks(const Json& results) {
+  std::vector<std::string> remarks;
+  bool measured = false, failed = false;
+  for (const Json& point : results["points"]) {
+    if (point["round"].is_null()) continue;
+    measured |= point["status"] == "measured";
+    failed |= point["status"] == "failed";
+  }
+  if (failed && !measured) {
+    remarks.push_back("The baseline, " + results["baseline"].get<std::string>() +
+                      ", could not be measured, so there are no penalties; 'baseline' in the sweep can name "
+                      "another model.");
+  }
+  if (const Json& drift = results["drift"]; !drift.is_null() && drift["share"].get<double>() > kMuchDrift) {
+    remarks.push_back("The baseline drifted by " + figure(drift["share"], "%.1f %%", 100) +
+                      " between its rounds; smaller differences between points say nothing.");
+  }
+  if (const Json& left = results["left_behind_bytes"];
+      left.is_number() && left.get<int64_t>() > kMuchLeftBehind) {
+    remarks.push_back("With nothing loaded, " + format_bytes(left.get<uint64_t>()) +
+                      " more memory is in use than after the first load: something was not freed.");
+  }
+  return remarks;
+}
 
 std::string results_csv(const Json& results) {
   std::string csv;
@@ -128,17 +192,25 @@ std::string results_markdown(const Json& results) {
                      "**: " + (machine["gpu"].is_null() ? "" : machine["gpu"].get<std::string>() + ", ") +
                      machine["cpu"].get<std::string>() + " with " + machine["cores"].dump() +
                      " cores; median of " + results["repeats"].dump() + ". The baseline is " +
-                     results["baseline"].get<std::string>() + ", as measured first";
-  text += results["drift"].is_null() ? ".\n\n"
-                                     : ", in the middle and last; between these it drifted by " +
-                                           figure(results["drift"]["share"], "%.1f %%", 100) + ".\n\n";
+                     results["baseline"].get<std::string>();
+  if (!results["drift"].is_null()) {
+    text += ", measured first, in the middle and last; between these it drifted by " +
+            figure(results["drift"]["share"], "%.1f %%", 100);
+  }
+  text += ".";
+  if (const std::string routing = common_routing(results); !routing.empty() && routing != "router") {
+    text += " Routing: " + cell(routing) + ".";
+  }
+  text += "\n\n";
   text +=
       "| point | tokens | resident | decode tok/s | penalty | of bound | ms a token p50 / p99 | first token "
       "| prefill tok/s "
-      "| hit rate | moved a token | GPU memory | host memory "
+      "| hit rate | moved a token | device memory | host memory "
       "|\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
-  for (const Json& point : results["points"]) {
-    if (!point["round"].is_null() && point["round"] != "first") continue;
+  for (const Json& each : results["points"]) {
+    if (!each["round"].is_null() && each["round"] != "first") continue;
+    const Json* const middle = each["round"].is_null() ? nullptr : middle_round(results, each["workload"]);
+    const Json& point = middle == nullptr ? each : *middle;
     const std::string name =
         cell(point["label"]) + (at(point, "facts.synthetic") == Json(true) ? " (synthetic)" : "");
     const Json& w = point["workload"];

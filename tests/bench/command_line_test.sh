@@ -45,6 +45,23 @@ sweep 8 'resident: [0.5], policy: lru2' >"$scratch/policy.yaml"
 refuses 2 "policy.yaml:9:87: 'points[0].policy' must be one of static" bench "$scratch/policy.yaml" --out "$scratch/x"
 [[ -e $scratch/x ]] && fail 'a mistake in the sweep left a folder behind'
 refuses 2 'cannot be read' compare "$scratch/a.json" "$scratch/b.json"
+{ sweep 8 'resident: 0.5'; echo "trace: typing.yaml"; } >"$scratch/trace.yaml"
+refuses 2 'trace.yaml:10:8: ' bench "$scratch/trace.yaml" --out "$scratch/x"
+
+# Where no point can be measured the sweep has failed; here the text is too short for its prompts.
+echo 'It was' >"$scratch/short.txt"
+{ sweep 8 'resident: 0.5'; echo "prompt: {file: short.txt}"; } >"$scratch/short.yaml"
+refuses 1 'nothing was measured' bench "$scratch/short.yaml" --out "$scratch/short"
+grep -q 'The baseline, whole, could not be measured' "$scratch/err" || fail 'no word of the baseline'
+
+# Without a baseline in the sweep it is Llama-3.1-8B, which the tiny model's budget refuses.
+sweep 8 'resident: 0.5' | grep -v '^baseline:' >"$scratch/usual.yaml"
+"$lighter" bench "$scratch/usual.yaml" --out "$scratch/usual" 2>/dev/null || fail 'a sweep without a baseline'
+python3 -c 'import json, sys
+r = json.load(open(sys.argv[1]))
+first = r["points"][0]
+assert r["baseline"] == first["label"] == "Llama-3.1-8B bf16" and first["error"]["kind"] == "CapacityError", first
+assert sum(p["status"] == "measured" for p in r["points"]) == 1' "$scratch/usual/results.json" || fail 'the usual baseline'
 
 # What the machine cannot do is recorded, not fatal: here a batch whose keys and values pass the budget.
 sweep 8 'batch: [1, 3, 200]' >"$scratch/batch.yaml"
@@ -75,6 +92,8 @@ rc=$?
 [[ $rc == 130 ]] || fail "Ctrl-C ended the sweep with $rc"
 grep -q 'resume goes on' "$scratch/err" || fail 'no word of --resume'
 [[ -s $scratch/long/report.html ]] || fail 'no report after Ctrl-C'
+refuses 2 'go on with it with --resume' bench "$scratch/long.yaml" --out "$scratch/long"
+refuses 2 "none of this sweep's points" bench "$scratch/batch.yaml" --out "$scratch/long" --resume
 "$lighter" bench "$scratch/long.yaml" --out "$scratch/long" --resume 2>"$scratch/err" || fail 'resume failed'
 grep -Eq ' [1-9] taken over, 0 failed' "$scratch/err" || fail "resume took nothing over: $(tail -n 2 "$scratch/err")"
 python3 -c 'import json, sys
@@ -111,6 +130,7 @@ python3 -c 'import json, sys
 facts = [p["facts"] for p in json.load(open(sys.argv[1]))["points"] if p["status"] == "measured"]
 assert len(facts) == 4 and all(f["synthetic"] and f["routing"] == "trace it.trace" for f in facts), facts' \
   "$scratch/replayed/results.json" || fail 'the trace is not named'
+grep -q 'Routing: trace it.trace\.' "$scratch/replayed/table.md" || fail 'the table does not name the trace'
 
 [[ $failures == 0 ]] && printf 'bench and compare: all checks passed\n'
 exit $((failures > 0))

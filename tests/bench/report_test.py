@@ -12,6 +12,7 @@ BROWSERS = ["chromium-headless-shell", "chromium", "chromium-browser", "google-c
 PROBE = """
 <script>
 const found = {plots: {}, errors: window.reportErrors, rows: document.querySelectorAll('#table tbody tr').length,
+  baseline: document.querySelector('#table tbody tr').textContent, empty: [...document.querySelectorAll('.empty')].map(e => e.textContent),
   title: document.querySelector('h1').textContent, network: performance.getEntriesByType('resource').map(e => e.name)};
 for (const canvas of document.querySelectorAll('canvas')) {
   const chart = Chart.getChart(canvas);
@@ -47,7 +48,7 @@ def browse(browser, page, *arguments, fragment=""):
         return subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
              f"--user-data-dir={profile}", "--window-size=1240,3400", "--virtual-time-budget=10000", *arguments,
-             page.as_uri() + fragment], capture_output=True, text=True, timeout=120)
+             page.resolve().as_uri() + fragment], capture_output=True, text=True, timeout=120)
 
 
 def probe(browser, report, folder):
@@ -82,6 +83,48 @@ def check_plots(found, results):
     assert bounds, "the bound is not drawn into the penalty's plot"
     assert found["ascending"] == sorted(found["ascending"]) and found["descending"] == found["ascending"][::-1]
     assert len(found["ascending"]) == len(measured)
+
+
+def with_results(html, results):
+    """The page with other data in it."""
+    data = json.dumps(results).replace("<", "\\u003c")
+    changed, count = re.subn(r"^const results = .*;$", lambda _: f"const results = {data};", html, flags=re.M)
+    assert count == 1, count
+    return changed
+
+
+def check_poor_data(browser, report, results, folder):
+    """The baseline's first round failed: another stands for it. Nothing decoded, or nothing worked at all: said, no error."""
+    page = folder / "poor.html"
+
+    def probe_of(change):
+        poor = json.loads(json.dumps(results))
+        change(poor)
+        page.write_text(with_results(report.read_text(), poor))
+        return probe(browser, page, folder)
+
+    def fail(points):
+        for point in points:
+            figures = [k for k, v in point.items() if isinstance(v, dict) and k not in ("workload", "settings")]
+            point.update({k: None for k in [*figures, "penalty", "prefill_penalty", "load_s", "predicted_tokens_per_s"]})
+            point.update(status="failed", runs=[], error={"kind": "DeviceError", "message": "fell off the bus"})
+
+    found = probe_of(lambda r: fail(r["points"][:1]))
+    assert found["errors"] == [] and found["baseline"].startswith(results["points"][0]["label"]), found["errors"]
+    assert "failed" not in found["baseline"], found["baseline"]
+    assert any(d["label"].startswith("baseline") for d in found["plots"]["speed"])
+
+    def no_decode(r):
+        for point in r["points"]:
+            point.update(decode_tokens_per_s=None, inter_token_ms=None, decode=None, bound=None, penalty=None)
+            for run in point["runs"]:
+                run["token_ms"] = []
+    found = probe_of(no_decode)
+    assert set(found["plots"]) == {"memory", "timeline"}, set(found["plots"])
+    assert found["empty"][0] == "No point made more than one token, so there is no decode speed.", found["empty"]
+    found = probe_of(lambda r: fail(r["points"]))
+    assert found["plots"] == {} and len(found["empty"]) == 5, found["empty"]
+    assert found["rows"] == len([p for p in results["points"] if p["round"] in (None, "first")])
 
 
 def check_alone(browser, report, folder):
@@ -142,6 +185,8 @@ def main():
             sys.exit(77)
         check_plots(probe(browser, out / "report.html", folder), results)
         check_alone(browser, out / "report.html", folder)
+        if not options.results:
+            check_poor_data(browser, out / "report.html", results, folder)
         if options.screenshots:
             options.screenshots.mkdir(parents=True, exist_ok=True)
             for mode, flags in (("light", []), ("dark", ["--blink-settings=preferredColorScheme=0"])):

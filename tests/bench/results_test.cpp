@@ -91,6 +91,75 @@ TEST_CASE("two machines are noted") {
   CHECK(comparison["notes"] == Json::array({"the machines differ: cpu \"pretended\" and \"another\""}));
 }
 
+TEST_CASE("more memory is a change, by more than 1 %") {
+  Json after = results_of();
+  after["points"][3]["memory"]["device_peak_bytes"] = 1009;
+  CHECK(compare_results(results_of(), after)["changes"].empty());
+  after["points"][3]["memory"]["device_peak_bytes"] = 1020;
+  const Json changes = compare_results(results_of(), after)["changes"];
+  REQUIRE(changes.size() == 1);
+  CHECK(changes[0]["metric"] == "device_peak_bytes");
+  CHECK(changes[0]["better"] == false);
+  CHECK(changes[0]["change"].get<double>() == doctest::Approx(0.02));
+}
+
+TEST_CASE("what was measured with other routing, or once only, is noted") {
+  Json after = results_of();
+  for (int i : {1, 3}) after["points"][i]["facts"]["routing"] = "trace x";
+  after["repeats"] = 1;
+  const Json comparison = compare_results(results_of(), after);
+  CHECK(comparison["notes"] ==
+        Json::array({"a single repeat shows no noise, so only the baseline's drift counts as such",
+                     "2 points differ in routing: null and \"trace x\""}));
+}
+
+TEST_CASE("results without a common point are not called unchanged") {
+  Json after = results_of();
+  for (Json& point : after["points"]) point["key"] = "another " + point["key"].get<std::string>();
+  const std::string text = comparison_markdown(compare_results(results_of(), after));
+  CHECK_MESSAGE(text.starts_with("The two have no point in common, so nothing was compared"), text);
+  CHECK(text.find("Nothing changed") == text.npos);
+}
+
+TEST_CASE("remarks say what makes the figures doubtful, and nothing of a sound sweep") {
+  Json results = results_of();
+  CHECK(results_remarks(results).empty());
+  results["drift"]["share"] = 0.2;
+  results["left_behind_bytes"] = uint64_t{3} << 30;
+  for (Json& point : results["points"]) {
+    if (point["round"].is_null()) continue;
+    point["status"] = "failed";
+  }
+  const auto remarks = results_remarks(results);
+  REQUIRE(remarks.size() == 3);
+  CHECK(remarks[0].starts_with("The baseline, small, could not be measured, so there are no penalties"));
+  CHECK(remarks[1].starts_with("The baseline drifted by 20.0 %"));
+  CHECK(remarks[2].starts_with("With nothing loaded, 3.00 GiB more memory is in use"));
+}
+
+TEST_CASE("the baseline's row is the round in the middle by speed, whichever it is, and its penalty is 1") {
+  Json results = results_of();
+  double speed[] = {90, 120, 100};
+  int round = 0;
+  for (Json& point : results["points"]) {
+    if (!point["round"].is_null()) point["decode_tokens_per_s"]["median"] = speed[round++];
+  }
+  complete_results(results);
+  CHECK(results_markdown(results).find("| all | **100** | 1.00 × |") != std::string::npos);
+  results["points"][0]["status"] = "failed";
+  results["points"][0]["error"] = {{"kind", "DeviceError"}, {"message", "too early"}};
+  CHECK(results_markdown(results).find("too early") == std::string::npos);
+  CHECK(results_markdown(results).find("| all | **120** |") != std::string::npos);
+}
+
+TEST_CASE("routing that is not the router's is named above the table") {
+  Json results = results_of();
+  for (Json& point : results["points"]) point["facts"]["routing"] = "trace books.trace";
+  CHECK(results_markdown(results).find(". Routing: trace books.trace.\n") != std::string::npos);
+  for (Json& point : results["points"]) point["facts"]["routing"] = "router";
+  CHECK(results_markdown(results).find("Routing") == std::string::npos);
+}
+
 TEST_CASE("the CSV has a row a point and as many fields as its head") {
   Json results = results_of();
   results["points"][1]["label"] = "with, \"quotes\"";
@@ -135,6 +204,9 @@ TEST_CASE("a file that is not what a sweep writes is refused, whatever is wrong 
   refused([](Json& r) { r["points"][1].erase("key"); });
   refused([](Json& r) { r["points"][1]["decode_tokens_per_s"] = 3; });
   refused([](Json& r) { r["machine"].erase("rates"); });
+  refused([](Json& r) { r["points"][1]["memory"].erase("host_peak_bytes"); });
+  refused([](Json& r) { r["points"][1]["facts"].erase("routing"); });
+  refused([](Json& r) { r.erase("complete"); });
   CHECK_THROWS_AS(read_results(folder.write("results.json", "{")), ConfigError);
   CHECK_THROWS_AS(read_results(folder.path), ConfigError);
   CHECK_THROWS_AS(read_results(folder.path / "none"), ConfigError);

@@ -184,6 +184,59 @@ TEST_CASE("the drift of the baseline is reported, and penalties follow its media
   CHECK(results["points"][0]["penalty"].get<double>() == doctest::Approx(0.010 / 0.011));
 }
 
+TEST_CASE("an unfinished sweep is not lost to a run without resume, a finished one is replaced") {
+  Rig rig;
+  rig.run();
+  rig.bench.on_run = [&](const Point& point) {
+    if (point.settings.value("resident", 0.0) == 0.5) throw Interrupted();
+  };
+  CHECK(rig.run().interrupted);
+  const Json left = rig.on_disk();
+  CHECK_THROWS_WITH_AS(
+      rig.run(), doctest::Contains("has left 4 measured points; go on with it with --resume"), ConfigError);
+  CHECK(rig.on_disk() == left);
+  rig.folder.write("results.json", "[1, 2, 3]");
+  CHECK_THROWS_WITH_AS(rig.run(),
+                       doctest::Contains("was not written by `lighter bench`; so that nothing is lost"),
+                       ConfigError);
+  // Where nothing was measured there is nothing to lose.
+  rig.bench.on_run = [](const Point&) { throw Interrupted(); };
+  std::filesystem::remove(rig.options.results);
+  CHECK(rig.run().interrupted);
+  CHECK(rig.run().interrupted);
+}
+
+TEST_CASE("resume refuses another sweep's results, and another machine's") {
+  Rig rig;
+  rig.run();
+  rig.options.resume = true;
+  const Json left = rig.on_disk();
+  Rig other("points:\n  - {models: [large], resident: [0.1]}\n");
+  other.sweep.repeats = 1;
+  for (Point& point : other.sweep.points) point.id += "'";
+  other.options = rig.options;
+  CHECK_THROWS_WITH_AS(other.run(), doctest::Contains("has none of this sweep's points"), ConfigError);
+  CHECK(rig.on_disk() == left);
+
+  Json elsewhere = left;
+  elsewhere["machine"]["gpu"] = "H100";
+  write_atomically(rig.options.results, results_text(elsewhere));
+  CHECK_THROWS_WITH_AS(
+      rig.run(),
+      doctest::Contains(
+          "another machine (H100, pretended with 2 cores) than this one (pretended with 2 cores)"),
+      ConfigError);
+}
+
+TEST_CASE("resume keeps what was known of memory left behind when it loads nothing") {
+  Rig rig;
+  rig.bench.leak_bytes = 100;
+  rig.run();
+  rig.options.resume = true;
+  rig.run();
+  CHECK(rig.on_disk()["left_behind_bytes"] == 600);
+}
+
 TEST_CASE("resume refuses what is no results file") {
   Rig rig;
   rig.options.resume = true;

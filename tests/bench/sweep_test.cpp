@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "offload/trace.h"
+#include "runtime/config/config.h"
 #include "runtime/config/config_keys.h"
 #include "tests/bench/sweep_files.h"
 
@@ -86,7 +88,7 @@ TEST_CASE("a point's id follows the configuration's text, its key does not") {
 }
 
 TEST_CASE("mistakes in a sweep are found with their place, before anything runs") {
-  CHECK(sweep_error("name: x\n") == "sweep.yaml:1:1: 'baseline' is missing; it must be the name of a model");
+  CHECK(sweep_error("name: x\n") == "sweep.yaml:1:1: 'models' is missing");
   CHECK(sweep_error("- 1\n") == "sweep.yaml:1:1: the file must be a map of keys, but is a list");
   CHECK(sweep_error(kSweepHead + "repeat: 3\npoints:\n  - {models: [large]}\n") ==
         "sweep.yaml:6:1: unknown key 'repeat'; did you mean 'repeats'?");
@@ -154,6 +156,63 @@ TEST_CASE("more tokens than the context holds are refused, whichever model lacks
   CHECK(sweep_error(kSweepHead +
                     "points:\n  - {models: [large], prompt_tokens: 9000, set: [memory.context=10000]}\n")
             .starts_with("sweep.yaml:2:11: 9000 + 32 tokens are more than the model 'small' has room for"));
+}
+
+TEST_CASE("where no baseline is named it is Llama-3.1-8B in memory, on the first model's device and budget") {
+  const std::string models =
+      "name: test\nmodels:\n  - name: large\n    config: model.yaml\n"
+      "    set: [model.experts=int4, model.head=int8, memory.gpu_budget=3GiB, 'offload.resident=[0.5, 1]', "
+      "'offload.pin=[\"90/*\"]']\n";
+  const test::TemporaryFolder folder;
+  const Sweep sweep = sweep_of(folder, models + "points: [{models: [large]}]\n");
+  REQUIRE(sweep.points.size() == 4);
+  CHECK(sweep.baseline == "Llama-3.1-8B bf16");
+  CHECK(sweep.points[0].label == sweep.baseline);
+  CHECK(sweep.points[0].round == Round::first);
+  const Config config = load_config(sweep.points[0].config, sweep.points[0].overrides);
+  CHECK(config.model.synthetic == "llama-3.1-8b");
+  CHECK(config.model.path.empty());
+  CHECK(config.model.experts == SliceEncoding::dense);
+  CHECK(config.model.head == SliceEncoding::dense);
+  CHECK(std::get<double>(config.offload.resident) == 1);
+  CHECK(config.offload.pin.empty());
+  CHECK_FALSE(config.offload.prefetch.enabled);
+  CHECK(config.memory.gpu_budget_bytes == uint64_t{3} << 30);
+
+  // A model of that name is taken as it is.
+  const Sweep named = sweep_of(folder, models +
+                                           "  - {name: Llama-3.1-8B bf16, config: model.yaml}\n"
+                                           "points: [{models: [large]}]\n");
+  CHECK(named.points[0].overrides.empty());
+}
+
+TEST_CASE("a trace that is none, or that nothing could follow, is a mistake of the sweep") {
+  const std::string points = "points: [{models: [large]}]\n";
+  CHECK(sweep_error(kSweepHead + points + "trace: model.yaml\n").starts_with("sweep.yaml:7:8: "));
+  CHECK(sweep_error(kSweepHead + points + "trace: model.yaml\n").find("not a routing trace") !=
+        std::string::npos);
+
+  const test::TemporaryFolder folder;
+  offload::TraceWriter writer(folder.path / "one.trace", {"m", "bf16", {0}, 2, 1, 1, 8, {}});
+  writer.write(std::vector<uint32_t>{0}, std::vector<uint16_t>{1, 0, 0});
+  writer.finish();
+  const std::string with_trace = points + "trace: one.trace\n";
+  CHECK_THROWS_WITH_AS(sweep_of(folder, kSweepHead + with_trace),
+                       doctest::Contains("sweep.yaml:7:8: a recorded trace replaces the router of synthetic"),
+                       ConfigError);
+  const std::string synthetic = "points: [{models: [large], set: [model.path=, model.synthetic=scout]}]\n";
+  CHECK(sweep_of(folder, kSweepHead + synthetic + "trace: one.trace\n").points.size() == 4);
+}
+
+TEST_CASE("a point's id follows the text of its prompts and the rates that its bound rests on") {
+  const test::TemporaryFolder folder;
+  folder.write("prompts.txt", "one");
+  const std::string text = kSweepHead + "points: [{models: [large]}]\nprompt: {file: prompts.txt}\n";
+  const std::string before = sweep_of(folder, text).points[1].id;
+  CHECK(before == sweep_of(folder, text).points[1].id);
+  CHECK(before != sweep_of(folder, text + "rates: {link_gb_per_s: 20}\n").points[1].id);
+  folder.write("prompts.txt", "two");
+  CHECK(before != sweep_of(folder, text).points[1].id);
 }
 
 TEST_CASE("prompts and traces that are not there are named with their place") {
