@@ -3,9 +3,13 @@
 
 namespace lighter::offload {
 
-GpuReading::GpuReading(Device&) {
+struct GpuReading::Decoding {};
+
+GpuReading::GpuReading(Device& device) : device_(device) {
   throw ConfigError("this build has no CUDA; build with ./bootstrap.sh build --cuda");
 }
+
+GpuReading::~GpuReading() = default;
 
 uint64_t GpuReading::read(Stream&, const std::byte*, uint64_t) {
   return 0;
