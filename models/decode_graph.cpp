@@ -19,8 +19,9 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr int kSequence = 0;
-// Attention's three, and a feed-forward network's or two networks' three at most.
-constexpr int kMostPartsOfLayer = 6;
+// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
+// the resident slices.
+constexpr int kZeroCopyBlocks = 32;
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -79,19 +80,35 @@ class Room {
   uint64_t used_ = 0;
 };
 
+struct Activations {
+  kernels::HiddenActivations hidden;
+
+  Activations() = default;
+  Activations(Room& room, WeightFormat format, int64_t jobs, int64_t width) {
+    const int64_t groups = jobs * width / group_of(format);
+    hidden.values = room.take<std::byte>(jobs * width * (format == WeightFormat::bf16 ? 2 : 1));
+    if (format == WeightFormat::bf16) return;
+    hidden.scales = room.take<float>(groups);
+    hidden.sums = room.take<float>(groups);
+    hidden.unquantized = room.take<float>(jobs * width);
+    hidden.finished = room.take<unsigned>(groups);
+  }
+};
+
 struct DeviceRoom {
   float *residual, *qkv, *attended, *logits, *inverse_frequencies;
   std::byte* attention_workspace;
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *late;
-  std::byte* program;
-  float* fixed_values;  // hidden activations of networks that every token passes, where they are apart
-  float *router_logits, *values, *host_values;
+  unsigned *error, *late, *ready, *arrived;
+  float* router_logits;
+  Activations fixed[3];  // by format, of networks that every token passes
+  Activations routed, from_host;
   kernels::JobList *resident, *zero_copy;
-  int* chosen;
+  int *chosen, *positions;
   float *router_weights, *fixed_sum, *partials;
+  unsigned char* computed;
   kernels::LayerTimes* times = nullptr;  // of all resident ones nothing is timed
   const std::byte **device_table, **host_table;
 
@@ -109,29 +126,38 @@ struct DeviceRoom {
     best = room.take<unsigned long long>(1);
     error = room.take<unsigned>(1);
     late = room.take<unsigned>(1);
-    program = room.take<std::byte>(static_cast<int64_t>(
-        kernels::DecodeProgram::bytes(kMostPartsOfLayer * static_cast<int>(spec.layers.size()) + 1)));
     const int64_t ffn = std::max(spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn);
-    const int64_t width = shape.formats.any_packed() ? shape.formats.slice_width : 1;
-    fixed_values = room.take<float>((ffn + width - 1) / width * width);
+    for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {
+      if (std::count(shape.formats.shared.begin(), shape.formats.shared.end(), encoding) == 0) continue;
+      const WeightFormat format = format_of(encoding);
+      const bool whole = format == WeightFormat::bf16;  // one wide slice
+      const int64_t width = whole ? ffn : shape.formats.slice_width;
+      if (ffn > 0)
+        fixed[static_cast<int>(format)] = Activations(room, format, (ffn + width - 1) / width, width);
+    }
     if (shape.experts.layers == 0) return;
+    const WeightFormat format = format_of(shape.encoding);
     const int64_t jobs = static_cast<int64_t>(spec.experts_per_token) * shape.experts.slices;
     const int64_t layers = shape.experts.layers;
+    ready = room.take<unsigned>(layers);
+    arrived = room.take<unsigned>(1);
     router_logits = room.take<float>(spec.experts);
     const int64_t shared_jobs = (spec.shared_ffn + shape.slice_width - 1) / shape.slice_width;
-    values = room.take<float>((shared_jobs + jobs) * shape.slice_width);
+    routed = Activations(room, format, shared_jobs + jobs, shape.slice_width);
     resident = reinterpret_cast<kernels::JobList*>(
         room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
     chosen = room.take<int>(layers * spec.experts_per_token);
+    positions = room.take<int>(1);
     router_weights = room.take<float>(spec.experts);
-    fixed_sum = room.take<float>(spec.hidden);
+    computed = room.take<unsigned char>(jobs);
     device_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
     if (shape.all_resident) return;
     times = room.take<kernels::LayerTimes>(layers);
     host_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
-    host_values = room.take<float>(jobs * shape.slice_width);
+    from_host = Activations(room, format, jobs, shape.slice_width);
     zero_copy = reinterpret_cast<kernels::JobList*>(
         room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
+    fixed_sum = room.take<float>(spec.hidden);
     partials = room.take<float>(jobs * spec.hidden);
   }
 };
@@ -189,7 +215,6 @@ class CudaDecodeGraph : public DecodeGraph {
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
-    check(cudaEventCreateWithFlags(&ended_, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
     check(cudaStreamSynchronize(stream_), "clearing");
     std::memset(host_memory_.data(), 0, host_memory_.bytes());
@@ -203,6 +228,7 @@ class CudaDecodeGraph : public DecodeGraph {
           "copying");
     update_places();
     capture();
+    check(cudaEventCreateWithFlags(&ended_, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
   }
 
   ~CudaDecodeGraph() override {
@@ -220,8 +246,8 @@ class CudaDecodeGraph : public DecodeGraph {
     kernels::StepInput& input = *on_host_.input;
     input.step = ++step_;
     input.zero_copy_share = share_.device_share();
-    input.token = static_cast<int>(token);
-    input.position = static_cast<int>(position);
+    input.tokens[0] = static_cast<int>(token);
+    input.positions[0] = static_cast<int>(position);
     write_tables(position);
     if (workers_ != nullptr && !working_) {
       workers_->start({*mailbox_, &places_, &input.zero_copy_share}, step_);
@@ -236,7 +262,7 @@ class CudaDecodeGraph : public DecodeGraph {
     if (on_host_.output->error != 0) throw_late(static_cast<int>(on_host_.output->error) - 1);
     share_.step_ended(static_cast<int>(on_host_.output->late), shape_.experts.layers);
     count();
-    return on_host_.output->id;
+    return on_host_.output->ids[0];
   }
 
   void rest() override {
@@ -255,8 +281,8 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
  private:
-  // Beside polling workers the waiting thread sleeps: with all cores busy the system would put off one of the
-  // workers, for whom all the others wait.
+  // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a worker,
+  // for whom all the others wait.
   void await_step() {
     if (!working_) return check(cudaStreamSynchronize(stream_), "running");
     check(cudaEventRecord(ended_, stream_), "recording");
@@ -370,8 +396,6 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   void capture() {
-    make_program();
-    program_.place(on_device_.program, stream_);
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
@@ -404,13 +428,25 @@ class CudaDecodeGraph : public DecodeGraph {
     begin.times = on_device_.times;
     begin.layers = shape_.experts.layers;
     kernels::decode_begin(begin, stream_);
-    program_.enqueue(stream_);
+    for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
+      attention(layer);
+      if (spec_.layers[layer].moe_layer < 0) {
+        dense(layer);
+      } else {
+        experts(layer);
+      }
+    }
+    auto head = linear(WeightRole::head, -1, spec_.vocab, spec_.hidden, on_device_.logits);
+    head.normed = normed(WeightRole::final_norm);
+    head.best = on_device_.best;
+    kernels::decode_linear(head, stream_);
     kernels::DecodeEnd end;
     end.best = on_device_.best;
     end.late = on_device_.late;
     end.error = on_device_.error;
     end.state = on_device_.state;
     end.out = on_host_.output;
+    end.ready = on_device_.ready;
     end.layers = shape_.experts.layers;
     end.chosen_from = on_device_.chosen;
     end.chosen_to = on_host_.chosen;
@@ -420,31 +456,16 @@ class CudaDecodeGraph : public DecodeGraph {
     kernels::decode_end(end, stream_);
   }
 
-  void make_program() {
-    for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
-      attention(layer);
-      if (spec_.layers[layer].moe_layer < 0) {
-        if (const FixedFfn ffn = fixed_ffn(layer); ffn.count > 0) add_fixed(ffn, layer, on_device_.residual, true);
-      } else {
-        experts(layer);
-      }
-    }
-    auto head = linear(WeightRole::head, -1, spec_.vocab, spec_.hidden, on_device_.logits);
-    head.normed = normed(WeightRole::final_norm);
-    head.best = on_device_.best;
-    program_.add(head);
-  }
-
   void attention(int layer) {
     const LayerSpec& kind = spec_.layers[layer];
     const int64_t q = spec_.heads * spec_.head_dim;
     auto qkv =
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
-    program_.add(qkv);
+    kernels::decode_linear(qkv, stream_);
     kernels::DecodeAttention a;
     a.qkv = on_device_.qkv;
-    a.position = &on_device_.state->position;
+    a.position = on_device_.state->positions;
     a.keys = kv_.key_data(layer);
     a.values = kv_.value_data(layer);
     a.block_table = on_device_.tables + (kind.chunked ? tables_.blocks[0] : 0);
@@ -463,11 +484,11 @@ class CudaDecodeGraph : public DecodeGraph {
     a.context = shape_.context;
     a.workspace = on_device_.attention_workspace;
     a.out = on_device_.attended;
-    program_.add(a);
+    kernels::decode_attention(a, stream_);
     auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
     o.x = on_device_.attended;
     o.add = true;
-    program_.add(o);
+    kernels::decode_linear(o, stream_);
   }
 
   // A network that every token passes: packed slices, or bf16 as one wide slice whose down matrix lies apart.
@@ -490,32 +511,46 @@ class CudaDecodeGraph : public DecodeGraph {
     return {WeightFormat::bf16, data(gate_up, layer), 1, ffn,
             data(moe ? WeightRole::shared_down : WeightRole::dense_down, layer)};
   }
-  kernels::DecodeExperts experts_of(const FixedFfn& ffn, int layer) const {
-    kernels::DecodeExperts e;
-    e.format = ffn.format;
-    e.hidden = spec_.hidden;
-    e.width = ffn.width;
-    e.input = normed(WeightRole::ffn_norm, layer);
-    e.fixed = ffn.slices;
-    e.fixed_jobs = ffn.count;
-    e.values = on_device_.fixed_values;
-    return e;
+  kernels::DecodeGateUp gate_up_of(const FixedFfn& ffn, int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = ffn.format;
+    g.hidden = spec_.hidden;
+    g.width = ffn.width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.fixed = ffn.slices;
+    g.fixed_jobs = ffn.count;
+    g.out = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    return g;
   }
   // residual: out += its result; else out becomes it.
-  void add_fixed(const FixedFfn& ffn, int layer, float* out, bool residual) {
-    auto e = experts_of(ffn, layer);
-    (residual ? e.residual : e.sum) = out;
-    e.down = ffn.down == nullptr;
-    program_.add(e);
-    if (e.down) return;
-    kernels::DecodeLinear down;
-    down.rows = spec_.hidden;
-    down.columns = ffn.width;
-    down.weights = ffn.down;
-    down.x = e.values;
-    down.out = out;
-    down.add = residual;
-    program_.add(down);
+  void down_of(const FixedFfn& ffn, float* out, bool residual) const {
+    const kernels::HiddenActivations& hidden = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    if (ffn.down != nullptr) {
+      kernels::DecodeLinear down;
+      down.rows = spec_.hidden;
+      down.columns = ffn.width;
+      down.weights = ffn.down;
+      down.x_bf16 = hidden.values;
+      down.out = out;
+      down.add = residual;
+      kernels::decode_linear(down, stream_);
+      return;
+    }
+    kernels::DecodeDown down;
+    down.format = ffn.format;
+    down.hidden = spec_.hidden;
+    down.width = ffn.width;
+    down.fixed = ffn.slices;
+    down.fixed_jobs = ffn.count;
+    down.hidden_activations = hidden;
+    (residual ? down.residual : down.fixed_sum) = out;
+    kernels::decode_down(down, stream_);
+  }
+
+  void dense(int layer) {
+    const FixedFfn ffn = fixed_ffn(layer);
+    kernels::decode_gate_up(gate_up_of(ffn, layer), stream_);
+    down_of(ffn, on_device_.residual, true);
   }
 
   kernels::DecodeRouter router(int layer) const {
@@ -535,6 +570,7 @@ class CudaDecodeGraph : public DecodeGraph {
     r.groups_per_slice = groups_per_slice();
     r.resident = on_device_.resident;
     r.logits = on_device_.router_logits;
+    r.arrived = on_device_.arrived;
     r.chosen = on_device_.chosen + moe_layer * spec_.experts_per_token;
     r.weights = on_device_.router_weights;
     r.step = &on_device_.state->step;
@@ -543,6 +579,8 @@ class CudaDecodeGraph : public DecodeGraph {
     r.times = times_of(layer);
     if (zero_copies_) r.zero_copy = on_device_.zero_copy;
     r.zero_copy_share = &on_device_.state->zero_copy_share;
+    r.computed = on_device_.computed;
+    r.positions = on_device_.positions;
     if (workers_ != nullptr) {
       const MissSlot slot = mailbox_->slot(moe_layer);
       r.post = {slot.x, slot.experts, slot.weights, slot.posted};
@@ -550,44 +588,96 @@ class CudaDecodeGraph : public DecodeGraph {
     return r;
   }
 
+  kernels::DecodeGateUp routed_gate_up(int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = format_of(shape_.encoding);
+    g.hidden = spec_.hidden;
+    g.width = shape_.slice_width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.list = on_device_.resident;
+    g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
+    g.experts = spec_.experts;
+    g.out = on_device_.routed.hidden;
+    if (zero_copies_) {
+      g.host_list = on_device_.zero_copy;
+      g.host_out = on_device_.from_host.hidden;
+      g.host_blocks = kZeroCopyBlocks;
+    }
+    return g;
+  }
+  kernels::DecodeDown routed_down() const {
+    kernels::DecodeDown d;
+    d.format = format_of(shape_.encoding);
+    d.hidden = spec_.hidden;
+    d.width = shape_.slice_width;
+    d.list = on_device_.resident;
+    d.most_list_jobs = spec_.experts_per_token * shape_.experts.slices;
+    d.output_weights = spec_.weight_on == WeightOn::output ? on_device_.router_weights : nullptr;
+    d.experts = spec_.experts;
+    d.hidden_activations = on_device_.routed.hidden;
+    if (zero_copies_) {
+      d.host_list = on_device_.zero_copy;
+      d.host_activations = on_device_.from_host.hidden;
+      d.host_blocks = kZeroCopyBlocks;
+    }
+    return d;
+  }
+
   // Null: all experts are resident.
   kernels::LayerTimes* times_of(int layer) const {
     return on_device_.times == nullptr ? nullptr : on_device_.times + spec_.layers[layer].moe_layer;
   }
 
-  // Shared and routed experts are one part where they are packed alike.
+  // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their
+  // launches where they are made alike.
   void experts(int layer) {
     const FixedFfn shared = fixed_ffn(layer);
     const auto routing = router(layer);
-    const bool alike = shared.down == nullptr && shared.format == format_of(shape_.encoding) &&
-                       shared.width == shape_.slice_width;
+    auto gate_up = routed_gate_up(layer);
+    auto down = routed_down();
+    const bool alike =
+        shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
     const bool apart = shared.count > 0 && !alike;
-    if (apart) add_fixed(shared, layer, on_device_.fixed_sum, false);
-    kernels::DecodeExperts e;
-    if (shared.count > 0 && alike) e = experts_of(shared, layer);
-    e.format = format_of(shape_.encoding);
-    e.hidden = spec_.hidden;
-    e.width = shape_.slice_width;
-    e.input = normed(WeightRole::ffn_norm, layer);
-    e.values = on_device_.values;
-    e.residual = on_device_.residual;
-    if (apart) e.fixed_sum = on_device_.fixed_sum;
-    e.router = &routing;
-    e.most_list_jobs = spec_.experts_per_token * shape_.experts.slices;
-    e.weighs_input = spec_.weight_on == WeightOn::input;
-    e.layer = layer;
-    if (!shape_.all_resident) {
-      e.host_values = on_device_.host_values;
-      e.partials = on_device_.partials;
-      e.late = on_device_.late;
-      e.error = on_device_.error;
+    if (shared.count > 0 && alike) {
+      gate_up.fixed = down.fixed = shared.slices;
+      gate_up.fixed_jobs = down.fixed_jobs = shared.count;
     }
+    gate_up.times = down.times = times_of(layer);
+    auto first = apart ? gate_up_of(shared, layer) : gate_up;
+    first.router = &routing;
+    first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
+    down.ready = first.ready;
+    kernels::decode_gate_up(first, stream_);
+    if (apart) {
+      kernels::decode_gate_up(gate_up, stream_);
+      down_of(shared, shape_.all_resident ? on_device_.residual : on_device_.fixed_sum, shape_.all_resident);
+    }
+    if (shape_.all_resident) {
+      down.residual = on_device_.residual;
+      kernels::decode_down(down, stream_);
+      return;
+    }
+    if (down.fixed_jobs > 0) down.fixed_sum = on_device_.fixed_sum;
+    down.partials = on_device_.partials;
+    kernels::decode_down(down, stream_);
+    kernels::DecodeCombine combine;
+    combine.hidden = spec_.hidden;
+    combine.fixed_sum = shared.count > 0 ? on_device_.fixed_sum : nullptr;
+    combine.partials = on_device_.partials;
+    combine.computed = on_device_.computed;
+    combine.positions = on_device_.positions;
     if (workers_ != nullptr) {
       const MissSlot slot = mailbox_->slot(spec_.layers[layer].moe_layer);
-      e.from_cpu = slot.result;
-      e.cpu_done = slot.done;
+      combine.from_cpu = slot.result;
+      combine.cpu_done = slot.done;
     }
-    program_.add(e);
+    combine.late = on_device_.late;
+    combine.step = &on_device_.state->step;
+    combine.error = on_device_.error;
+    combine.layer = layer;
+    combine.residual = on_device_.residual;
+    combine.times = times_of(layer);
+    kernels::decode_combine(combine, stream_);
   }
 
   const DecodeGraphShape shape_;
@@ -608,9 +698,8 @@ class CudaDecodeGraph : public DecodeGraph {
   bool working_ = false;
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
   cudaStream_t stream_;
-  kernels::DecodeProgram program_;
   cudaGraphExec_t executable_ = nullptr;
-  cudaEvent_t ended_ = nullptr;
+  cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
   SlicePlaces places_;
   unsigned step_ = 0;
   ExpertCounters counters_;

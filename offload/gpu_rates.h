@@ -1,8 +1,6 @@
 // Work for a GPU whose only purpose is to be timed; apart, because a CPU build has no CUDA kernels.
 #pragma once
 
-#include <memory>
-
 #include "runtime/device/device.h"
 #include "runtime/quant/packed_slice.h"
 
@@ -14,7 +12,6 @@ class GpuReading {
  public:
   // Throws ConfigError in a build without CUDA kernels, DeviceError for a device without them.
   explicit GpuReading(Device& device);
-  ~GpuReading();
 
   // Plainly, as fast as the device can.
   uint64_t read(Stream& stream, const std::byte* memory, uint64_t bytes);
@@ -22,13 +19,7 @@ class GpuReading {
   uint64_t decode(Stream& stream, SliceEncoding encoding, const std::byte* memory, uint64_t bytes);
 
  private:
-  struct Decoding;
-  std::unique_ptr<Decoding> make_decoding(Stream& stream, SliceEncoding encoding, const std::byte* memory,
-                                          uint64_t bytes);
-
-  Device& device_;
   Buffer in_, out_;
-  std::unique_ptr<Decoding> decoding_;
 };
 
 }  // namespace lighter::offload

@@ -3,13 +3,9 @@
 
 namespace lighter::offload {
 
-struct GpuReading::Decoding {};
-
-GpuReading::GpuReading(Device& device) : device_(device) {
+GpuReading::GpuReading(Device&) {
   throw ConfigError("this build has no CUDA; build with ./bootstrap.sh build --cuda");
 }
-
-GpuReading::~GpuReading() = default;
 
 uint64_t GpuReading::read(Stream&, const std::byte*, uint64_t) {
   return 0;

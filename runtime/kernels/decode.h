@@ -13,13 +13,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 namespace lighter::kernels {
 
 enum class WeightFormat { bf16, int8, int4 };
 
+constexpr int kMostDecodeTokens = 1;
 constexpr int kMostDecodeExperts = 128;
 
 // Null if a decode step of these sizes can be computed here, else why not. columns: of any matrix.
@@ -32,17 +32,20 @@ struct NormedInput {
   float eps = 0;
 };
 
-// y = matrix * x. One of normed and x is the input.
+// y = matrix * x. One of normed, x and x_bf16 is the input.
 struct DecodeLinear {
   WeightFormat format = WeightFormat::bf16;
+  int tokens = 1;
   int64_t rows = 0, columns = 0;
   const std::byte *weights = nullptr, *scales = nullptr, *minimums = nullptr;
   NormedInput normed;                  // of columns values
-  const float* x = nullptr;            // [columns]
-  float* out = nullptr;                // [rows]
+  const float* x = nullptr;            // [tokens, columns]
+  const void* x_bf16 = nullptr;        // likewise; only for bf16 weights
+  float* out = nullptr;                // [tokens, rows]
   bool add = false;                    // out += y
-  unsigned long long* best = nullptr;  // one: the largest by rank, see DecodeEnd; or null
+  unsigned long long* best = nullptr;  // [tokens]: the largest of better_of() below, or null
 };
+void decode_linear(const DecodeLinear& linear, void* stream);
 
 // A slice to compute, in a list in device memory.
 struct SliceJob {
@@ -61,6 +64,16 @@ struct JobList {
   }
 };
 
+// The hidden activations between the two halves of the experts: [jobs, tokens, width].
+// Quantized group by group, by whichever block finishes a group.
+struct HiddenActivations {
+  void* values = nullptr;        // int8, or bf16 for bf16 weights
+  float* scales = nullptr;       // [jobs, tokens, width / group]
+  float* sums = nullptr;         // likewise, int4
+  float* unquantized = nullptr;  // [jobs, tokens, width]; not for bf16
+  unsigned* finished = nullptr;  // [jobs * width / group], 0 before the first launch; not for bf16
+};
+
 // When the parts of an MoE layer were done, in ns of the GPU's clock: of their blocks, the last.
 struct LayerTimes {
   unsigned long long routed = 0;           // from here on missed slices are read from host memory
@@ -77,9 +90,9 @@ enum class RouterScore { sigmoid, softmax_normalised };
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
 // step.
 struct MissPostTarget {
-  float* x = nullptr;        // [hidden], normed
-  int* experts = nullptr;    // [k]
-  float* weights = nullptr;  // [k]
+  float* x = nullptr;        // [tokens, hidden], normed
+  int* experts = nullptr;    // [tokens, k]
+  float* weights = nullptr;  // [tokens, k]
   unsigned* posted = nullptr;
 };
 
@@ -89,7 +102,7 @@ struct DecodeRouter {
   int64_t hidden = 0;
   RouterScore score = RouterScore::sigmoid;
   const void* weight = nullptr;  // bf16 [experts, hidden]
-  const int* forced = nullptr;   // [k]: chosen already, or null
+  const int* forced = nullptr;   // [tokens, k]: chosen already, or null
   NormedInput input;
   const std::byte* const* device_table = nullptr;  // [experts * slices]: null where not resident
   const std::byte* const* host_table = nullptr;    // likewise, mapped host addresses; null: all are resident
@@ -98,8 +111,11 @@ struct DecodeRouter {
   const unsigned* zero_copy_share = nullptr;
   JobList *resident = nullptr, *zero_copy = nullptr;  // zero_copy null: the CPU has all that are missed
   float* logits = nullptr;                            // [experts], scratch
-  int* chosen = nullptr;                              // [k], by rank
-  float* weights = nullptr;                           // [experts]: 0 where not chosen
+  unsigned* arrived = nullptr;                        // one, 0 before the first launch
+  int* chosen = nullptr;                              // [tokens, k], by rank
+  float* weights = nullptr;                           // [tokens, experts]: 0 where not chosen
+  unsigned char* computed = nullptr;                  // by position: 1 if the GPU computes (a part of) it
+  int* positions = nullptr;                           // one: how many routed slices the step has
   MissPostTarget post;                                // posted null: nothing is posted
   LayerTimes* times = nullptr;                        // or null, here and below: nothing is timed
   const unsigned* step = nullptr;
@@ -114,87 +130,94 @@ __host__ __device__
   return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
 }
 
-// The experts' part of a layer, or any feed-forward network that is packed in slices:
-//   hidden = silu(gate * x) * (up * x), then residual += the fixed slices' down * hidden + the routed ones'
-// Some blocks of their own route, and then see to the slices that are read from mapped host memory, while the others
-// are busy with those that lie in device memory. Sums have one order: the fixed slices', then the routed ones' by
-// position, then what the CPU made.
-struct DecodeExperts {
+// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own,
+// for those of the host list, which lie in mapped host memory.
+struct DecodeGateUp {
   WeightFormat format = WeightFormat::int8;
+  int tokens = 1;
   int64_t hidden = 0, width = 0;  // width: of a slice
   NormedInput input;
   const std::byte* fixed = nullptr;  // slices that every token passes, one after the other
   int fixed_jobs = 0;
-  float* values = nullptr;  // [fixed_jobs + most_list_jobs, width]: the hidden activations
-  bool down = true;         // false: only the hidden activations are made
-  float* residual = nullptr;         // [hidden]
-  float* sum = nullptr;              // [hidden]: gets the sum instead, where there is nothing routed
-  const float* fixed_sum = nullptr;  // [hidden]: made before, in the place of fixed slices, or null
-
-  // Null: nothing is routed, and what follows is not used.
-  const DecodeRouter* router = nullptr;  // its lists are computed
-  int most_list_jobs = 0;                // of both lists together
-  bool weighs_input = false;             // the experts' weights scale their input, else their output
-  float* host_values = nullptr;          // [most_list_jobs, width]
-  float* partials = nullptr;             // [most_list_jobs, hidden]: the host list's
-  const float* from_cpu = nullptr;       // [hidden], mapped host memory, or null: nothing comes from the CPU
-  const unsigned* cpu_done = nullptr;    // mapped: the step when from_cpu is complete
-  unsigned* late = nullptr;              // counts the layers that had to wait for the CPU alone
-  unsigned* error = nullptr;             // set to 1 + layer when cpu_done does not come in time
-  int layer = 0;
+  const JobList* list = nullptr;
+  const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the lists' jobs, or null
+  int experts = 0;
+  HiddenActivations out;
+  const JobList* host_list = nullptr;
+  HiddenActivations host_out;
+  int host_blocks = 0;
+  LayerTimes* times = nullptr;
+  // Routing in the same launch, by blocks of its own; ready, 0 before, becomes 1 when the lists are there.
+  const DecodeRouter* router = nullptr;
+  unsigned* ready = nullptr;
 };
+void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
+
+// fixed: sum over the fixed jobs of down * hidden; routed: of the lists', in their order, each times the
+// token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart;
+// the host list's are kept apart always.
+struct DecodeDown {
+  WeightFormat format = WeightFormat::int8;
+  int tokens = 1;
+  int64_t hidden = 0, width = 0;
+  const std::byte* fixed = nullptr;
+  int fixed_jobs = 0;
+  const JobList* list = nullptr;
+  int most_list_jobs = 0;                 // of either list
+  const float* output_weights = nullptr;  // [tokens, experts]
+  int experts = 0;
+  HiddenActivations hidden_activations;
+  const JobList* host_list = nullptr;
+  HiddenActivations host_activations;
+  int host_blocks = 0;
+  const unsigned* ready = nullptr;  // as above: the lists' weights are then fetched ahead; null: they are not
+  float* residual = nullptr;        // [tokens, hidden]
+  float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
+  float* partials = nullptr;        // [positions, tokens, hidden]; likewise
+  LayerTimes* times = nullptr;
+};
+void decode_down(const DecodeDown& down, void* stream);
+
+// residual += fixed + the sum of the computed partials by position + what the CPU made.
+struct DecodeCombine {
+  int tokens = 1;
+  int64_t hidden = 0;
+  const float *fixed_sum = nullptr, *partials = nullptr;
+  const unsigned char* computed = nullptr;
+  const int* positions = nullptr;
+  const float* from_cpu = nullptr;     // [tokens, hidden], mapped host memory, or null
+  const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
+  const unsigned* step = nullptr;
+  unsigned* late = nullptr;   // counts the launches that had to wait for the CPU
+  unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
+  int layer = 0;
+  float* residual = nullptr;
+  LayerTimes* times = nullptr;
+};
+void decode_combine(const DecodeCombine& combine, void* stream);
 
 // A step does not wait longer for the CPU.
 constexpr unsigned kWaitLimitMs = 500;
 constexpr unsigned kNotFinite = ~0u;  // as a step's error: the best logit is NaN or infinite
 
-struct DecodeAttention;
-
-// The work of one step between its begin and its end, one part after the other, as a single launch whose blocks stay
-// on their multiprocessors: a part's weights are already coming while the part before is still at work. Not
-// thread-safe.
-class DecodeProgram {
- public:
-  DecodeProgram();
-  ~DecodeProgram();
-  DecodeProgram(DecodeProgram&&) noexcept;
-  DecodeProgram& operator=(DecodeProgram&&) noexcept;
-
-  // Device memory of a program of so many parts.
-  static uint64_t bytes(int parts);
-
-  // What they point to must stay. Throws ConfigError for what the kernels cannot compute.
-  void add(const DecodeLinear& linear);
-  void add(const DecodeExperts& experts);
-  void add(const DecodeAttention& attention);
-
-  // After the last part: copies the program into memory [bytes(parts)], which must stay, and waits for that.
-  void place(std::byte* memory, void* stream);
-  // May be captured.
-  void enqueue(void* stream) const;
-
- private:
-  struct Plan;
-  std::unique_ptr<Plan> plan_;
-};
-
 // What a step is told, in mapped host memory, and its copy in device memory, where the kernels read it.
 struct StepInput {
   unsigned step = 0;
   unsigned zero_copy_share = 0;
-  int token = 0;
-  int position = 0;
+  int tokens[kMostDecodeTokens] = {};
+  int positions[kMostDecodeTokens] = {};
 };
 struct DecodeBegin {
   const StepInput* input = nullptr;  // mapped host memory
   StepInput* state = nullptr;        // device
+  int tokens = 1;
   int64_t hidden = 0;
   const void* embedding = nullptr;  // bf16 [vocab, hidden], device or mapped host memory
   float* residual = nullptr;
   const int* tables_from = nullptr;  // block tables and forced experts: mapped
   int* tables_to = nullptr;          // device
   int table_entries = 0;
-  unsigned long long* best = nullptr;  // set to 0
+  unsigned long long* best = nullptr;  // [tokens], set to 0
   unsigned* late = nullptr;            // set to 0
   unsigned* error = nullptr;           // likewise
   LayerTimes* times = nullptr;         // [layers], likewise
@@ -202,19 +225,21 @@ struct DecodeBegin {
 };
 void decode_begin(const DecodeBegin& begin, void* stream);
 
-// What a step tells the host: the chosen id, how many layers waited for the CPU, and what went wrong; and
+// What a step tells the host: the chosen ids, how many layers waited for the CPU, and what went wrong; and
 // beside it the experts of each layer and, if they are taken, its times.
 struct StepOutput {
-  int id = 0;
+  int ids[kMostDecodeTokens] = {};
   unsigned late = 0;
   unsigned error = 0;
   unsigned step = 0;
 };
 struct DecodeEnd {
-  const unsigned long long* best = nullptr;  // bits that order as the values do, then the row's complement
+  const unsigned long long* best = nullptr;  // [tokens]
   const unsigned *late = nullptr, *error = nullptr;
   const StepInput* state = nullptr;
   StepOutput* out = nullptr;  // mapped host memory
+  int tokens = 1;
+  unsigned* ready = nullptr;  // [layers], set to 0 for the next step
   int layers = 0;
   const int* chosen_from = nullptr;  // device, [layers, k]
   int* chosen_to = nullptr;          // mapped host memory, as is times_to

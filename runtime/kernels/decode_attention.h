@@ -32,5 +32,7 @@ struct DecodeAttention {
 };
 
 uint64_t decode_attention_workspace_bytes(int heads, int kv_heads, int head_dim);
+// Throws ConfigError for heads that it does not support.
+void decode_attention(const DecodeAttention& attention, void* stream);
 
 }  // namespace lighter::kernels

@@ -5,29 +5,43 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "runtime/kernels/decode_part.cuh"
+#include "runtime/kernels/decode.h"
+#include "runtime/kernels/decode_values.cuh"
 #include "runtime/kernels/device_clock.cuh"
+#include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
 
-constexpr int kMostScored = kMostDecodeExperts / kSideBlocks;  // experts of a block
+constexpr int kMostRouterBlocks = 16;
+constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;  // experts of a block
+static_assert(kMostDecodeTokens == 1);
 
 // Shared memory of a routing block.
 struct RouterScratch {
-  float partial[kWarps][1 + kMostScored];  // sum of squares, then the experts' dot products
+  float partial[kStreamWarps][1 + kMostScored];  // sum of squares, then the experts' dot products
   float logits[kMostDecodeExperts];
   float weights[kMostDecodeExperts];
   bool last;
 };
+
+inline int router_blocks(const DecodeRouter& r) {
+  return r.experts < kMostRouterBlocks ? r.experts : kMostRouterBlocks;
+}
+
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
 
 __device__ inline float4 bf16x4(uint2 v) {
   return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000), __uint_as_float(v.y << 16),
           __uint_as_float(v.y & 0xffff0000)};
 }
 
-// One warp.
+// Whole block: brings what does not depend on the step's earlier kernels closer.
 __device__ inline void fetch_ahead(const void* from, int64_t bytes) {
-  for (int64_t i = threadIdx.x % 32 * 128; i < bytes; i += 32 * 128) {
+  for (int64_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const std::byte*>(from) + i));
   }
 }
@@ -145,6 +159,7 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
             const int miss = missed + __popc(in_missed & before);
             const bool mine = address == nullptr && miss < zero_copied;
             if (mine) r.zero_copy->entries[miss] = {r.host_table[expert * r.slices + slice], expert, here};
+            if (r.computed != nullptr) r.computed[here] = address != nullptr || mine;
           }
           residents += __popc(in_residents);
           missed += __popc(in_missed);
@@ -153,47 +168,40 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
       }
     }
   }
+  if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// The side block's experts are block, block + blocks, ...
-__device__ inline int experts_scored(const DecodeRouter& r, int block, int blocks) {
-  return (r.experts - block + blocks - 1) / blocks;
-}
-
-// A part ahead: what the routing will need.
-__device__ inline void fetch_routing_ahead(const DecodeRouter& r, int block, int blocks) {
-  const int scored = experts_scored(r, block, blocks);
-  for (int e = 0; e < scored; ++e) {
-    fetch_ahead(static_cast<const std::byte*>(r.weight) + static_cast<int64_t>(block + e * blocks) * r.hidden * 2,
-                r.hidden * 2);
-  }
-  if (block != 0) return;
-  const int64_t table_bytes = static_cast<int64_t>(r.experts) * r.slices * 8;
-  fetch_ahead(r.device_table, table_bytes);
-  if (r.zero_copy != nullptr) fetch_ahead(r.host_table, table_bytes);
-}
-
-// Block `block` of `blocks`. Sets sync.ready when the lists and weights are there. All threads; ends with a barrier.
-__device__ __noinline__ inline void route(const DecodeRouter& r, std::byte* memory, PartSync& sync, int block, int blocks) {
+// Block `block` of `blocks`. Sets *ready to 1 when the lists and weights are there.
+__device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* ready, int block,
+                             int blocks) {
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = static_cast<int>(r.hidden / 4);
-  const int scored = experts_scored(r, block, blocks);
+  const int scored = (r.experts - block + blocks - 1) / blocks;  // experts block, block + blocks, ...
   const auto* const rows = static_cast<const uint2*>(r.weight) + static_cast<int64_t>(block) * quads;
   const int64_t stride = static_cast<int64_t>(blocks) * quads;
   const auto* const norm = static_cast<const uint2*>(r.input.weight);
   const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
+  for (int e = 0; e < scored; ++e) fetch_ahead(rows + e * stride, r.hidden * 2);
+  if (block == 0) {
+    fetch_ahead(norm, r.hidden * 2);
+    const int64_t table_bytes = static_cast<int64_t>(r.experts) * r.slices * 8;
+    fetch_ahead(r.device_table, table_bytes);
+    if (r.zero_copy != nullptr) fetch_ahead(r.host_table, table_bytes);
+  }
+  allow_next_kernel();
+  wait_for_previous_kernel();
 
   // The norm's factor is the same for all values, so the dot products need not wait for it.
   float squares = 0, dots[kMostScored] = {};
 #pragma unroll 3
-  for (int i = threadIdx.x; i < quads; i += kThreads) {
-    const float4 v = __ldcg(residual + i), n = bf16x4(__ldg(norm + i));
+  for (int i = threadIdx.x; i < quads; i += kStreamWarps * 32) {
+    const float4 v = __ldcg(residual + i), n = bf16x4(norm[i]);
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
 #pragma unroll
     for (int e = 0; e < kMostScored; ++e) {
       if (e >= scored) break;
-      const float4 w = bf16x4(__ldg(rows + e * stride + i));
+      const float4 w = bf16x4(rows[e * stride + i]);
       dots[e] += v.x * n.x * w.x + v.y * n.y * w.y + v.z * n.z * w.z + v.w * n.w * w.w;
     }
   }
@@ -205,18 +213,18 @@ __device__ __noinline__ inline void route(const DecodeRouter& r, std::byte* memo
     const float dot = warp_sum(dots[e]);
     if (lane == 0) scratch.partial[warp][1 + e] = dot;
   }
-  sync_workers();
+  __syncthreads();
   const auto total = [&](int which) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) sum += scratch.partial[i][which];
+    for (int i = 0; i < kStreamWarps; ++i) sum += scratch.partial[i][which];
     return sum;
   };
   const float unit = rsqrtf(total(0) / static_cast<float>(r.hidden) + r.input.eps);
   if (r.post.posted != nullptr) {
-    for (int i = block * kThreads + threadIdx.x; i < quads; i += blocks * kThreads) {
+    for (int i = block * kStreamWarps * 32 + threadIdx.x; i < quads; i += blocks * kStreamWarps * 32) {
       float4 v = __ldcg(residual + i);
-      const float4 n = bf16x4(__ldg(norm + i));
+      const float4 n = bf16x4(norm[i]);
       v.x *= unit * n.x;
       v.y *= unit * n.y;
       v.z *= unit * n.z;
@@ -229,30 +237,26 @@ __device__ __noinline__ inline void route(const DecodeRouter& r, std::byte* memo
     __stcg(r.logits + block + threadIdx.x * blocks, unit * total(1 + threadIdx.x));
     __threadfence();
   }
-  sync_workers();
+  __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    scratch.last = atomicAdd(&sync.routed, 1) + 1 == static_cast<unsigned>(blocks);
+    scratch.last = atomicAdd(r.arrived, 1) + 1 == static_cast<unsigned>(blocks);
+    if (scratch.last) *r.arrived = 0;
   }
-  sync_workers();
-  if (scratch.last) {
-    __threadfence();
-    if (static_cast<int>(threadIdx.x) < r.experts) scratch.logits[threadIdx.x] = __ldcg(r.logits + threadIdx.x);
-    sync_workers();
-    if (warp == 0) choose(r, scratch, lane);
-    sync_workers();
-    if (warp == 1 && r.post.posted != nullptr) post(r, scratch, lane);
-    if (warp == 0) {
-      list_slices(r, scratch, lane);
-      __threadfence();
-      __syncwarp();
-      if (lane == 0) {
-        store_release(&sync.ready, 1);
-        if (r.times != nullptr) note_time(&r.times->routed);
-      }
-    }
-  }
-  sync_workers();
+  __syncthreads();
+  if (!scratch.last) return;
+  __threadfence();
+  if (static_cast<int>(threadIdx.x) < r.experts) scratch.logits[threadIdx.x] = __ldcg(r.logits + threadIdx.x);
+  __syncthreads();
+  if (warp == 0) choose(r, scratch, lane);
+  __syncthreads();
+  if (warp == 1 && r.post.posted != nullptr) post(r, scratch, lane);
+  if (warp != 0) return;
+  list_slices(r, scratch, lane);
+  __threadfence();
+  __syncwarp();
+  if (lane != 0) return;
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
+  if (r.times != nullptr) note_time(&r.times->routed);
 }
 
 }  // namespace lighter::kernels

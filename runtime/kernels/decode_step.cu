@@ -1,9 +1,10 @@
-// The ends of a decode step.
+// The ends of a decode step, and where the CPU and the GPU meet.
 #include <cuda_bf16.h>
 
 #include <algorithm>
 
 #include "runtime/kernels/decode.h"
+#include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
@@ -11,12 +12,32 @@ namespace {
 
 constexpr int kThreads = 256;
 
+__device__ inline unsigned load_system(const unsigned* at) {
+  unsigned value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+
+// One thread. Once a wait of the step has failed, the later ones do not wait.
+__device__ inline void wait_for_flag(const unsigned* flag, unsigned step, unsigned* error, int layer) {
+  const unsigned long long begin = now_ns();
+  while (load_system(flag) != step) {
+    if (now_ns() - begin > kWaitLimitMs * 1000000ull || *reinterpret_cast<volatile unsigned*>(error) != 0) {
+      atomicCAS(error, 0, 1 + layer);
+      return;
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
+  allow_next_kernel();
   wait_for_previous_kernel();
-  if (blockIdx.x == 0) {
+  const int token = blockIdx.x;
+  if (token < b.tokens) {
+    const int id = b.input->tokens[token];
     const auto* const row =
-        static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(b.input->token) * (b.hidden / 8);
-    float* const to = b.residual;
+        static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(id) * (b.hidden / 8);
+    float* const to = b.residual + token * b.hidden;
     for (int i = threadIdx.x; i < b.hidden / 8; i += kThreads) {
       const uint4 v = row[i];
       const unsigned words[4] = {v.x, v.y, v.z, v.w};
@@ -26,10 +47,10 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
         to[i * 8 + 2 * j + 1] = __uint_as_float(words[j] & 0xffff0000);
       }
     }
-    if (threadIdx.x == 0) *b.best = 0;
+    if (threadIdx.x == 0) b.best[token] = 0;
     return;
   }
-  // The other block: everything else.
+  // The last block: everything else.
   for (int i = threadIdx.x; i < b.table_entries; i += kThreads) b.tables_to[i] = b.tables_from[i];
   constexpr int words = sizeof(StepInput) / 4;
   if (threadIdx.x < words) {
@@ -44,28 +65,66 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
 
 __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
-  for (int i = threadIdx.x; i < e.layers && e.times_from != nullptr; i += kThreads) e.times_to[i] = e.times_from[i];
+  for (int i = threadIdx.x; i < e.layers; i += kThreads) {
+    e.ready[i] = 0;
+    if (e.times_from != nullptr) e.times_to[i] = e.times_from[i];
+  }
   for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[i] = e.chosen_from[i];
-  if (threadIdx.x == 0) e.out->id = static_cast<int>(0xffffffffu - static_cast<unsigned>(*e.best));
+  if (static_cast<int>(threadIdx.x) < e.tokens) {
+    e.out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(e.best[threadIdx.x]));
+  }
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) {
     constexpr unsigned infinity = 0xff800000u;  // as ranked
     e.out->late = *e.late;
-    e.out->error = static_cast<unsigned>(*e.best >> 32) >= infinity ? kNotFinite : *e.error;
+    e.out->error = static_cast<unsigned>(e.best[0] >> 32) >= infinity ? kNotFinite : *e.error;
     __threadfence_system();
     *reinterpret_cast<volatile unsigned*>(&e.out->step) = e.state->step;
   }
 }
 
+__global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t values = c.tokens * c.hidden;
+  float routed = 0, fixed = 0;
+  if (i < values) {
+    const int positions = *c.positions;
+#pragma unroll 16
+    for (int p = 0; p < positions; ++p) {
+      const float value = __ldcg(c.partials + p * values + i);  // there, if of no use
+      if (c.computed[p]) routed = __fadd_rn(routed, value);
+    }
+    if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
+  }
+  if (c.from_cpu != nullptr) {
+    if (threadIdx.x == 0) {
+      if (blockIdx.x == 0 && load_system(c.cpu_done) != *c.step) ++*c.late;
+      wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+      if (blockIdx.x == 0 && c.times != nullptr) note_time(&c.times->cpu);
+    }
+    __syncthreads();
+    if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
+  }
+  if (i < values) c.residual[i] = __fadd_rn(c.residual[i], __fadd_rn(fixed, routed));
+}
+
 }  // namespace
 
 void decode_begin(const DecodeBegin& begin, void* stream) {
-  launch(begin_kernel, dim3(2), kThreads, 0, stream, "begin of a step", begin);
+  launch(begin_kernel, dim3(begin.tokens + 1), kThreads, 0, stream, "begin of a step", begin);
 }
 
 void decode_end(const DecodeEnd& end, void* stream) {
   launch(end_kernel, dim3(1), kThreads, 0, stream, "end of a step", end);
+}
+
+void decode_combine(const DecodeCombine& combine, void* stream) {
+  const int64_t values = combine.tokens * combine.hidden;
+  launch(combine_kernel, dim3(static_cast<unsigned>((values + kThreads - 1) / kThreads)), kThreads, 0, stream,
+         "combine", combine);
 }
 
 }  // namespace lighter::kernels

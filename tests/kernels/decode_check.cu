@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <functional>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "runtime/kernels/decode.h"
@@ -176,20 +175,6 @@ void expect(const char* what, WeightFormat f, const std::vector<float>& got,
   std::printf("%-34s %s  error %.2e of %.2e%s\n", what, name_of(f), error, most, good ? "" : "  FAILED");
 }
 
-// In device memory of its own.
-void place(DecodeProgram& program, int parts) {
-  program.place(device_zeros<std::byte>(DecodeProgram::bytes(parts)), nullptr);
-}
-
-template <typename Part>
-void run(const Part& part) {
-  DecodeProgram program;
-  program.add(part);
-  place(program, 1);
-  program.enqueue(nullptr);
-  check(cudaDeviceSynchronize());
-}
-
 void check_linear(WeightFormat f, int64_t rows, int64_t columns, bool with_norm) {
   const Matrix m = random_matrix(f, rows, columns);
   const auto x = normal(columns, 3), before = normal(rows, 1);
@@ -210,7 +195,8 @@ void check_linear(WeightFormat f, int64_t rows, int64_t columns, bool with_norm)
     linear.x = on_device;
     linear.add = true;
   }
-  run(linear);
+  decode_linear(linear, nullptr);
+  check(cudaDeviceSynchronize());
   auto wanted = times(m, rows, columns, as_seen(f, with_norm ? normed(x, weight, 1e-5) : x));
   const auto best = std::max_element(wanted.begin(), wanted.end()) - wanted.begin();
   const auto got_best = 0xffffffffu - static_cast<unsigned>(to_host(linear.best, 1)[0]);
@@ -256,6 +242,17 @@ std::vector<double> slice_output(WeightFormat f, const std::vector<Matrix>& m, c
   return times(m[2], hidden, width, as_seen(f, h));
 }
 
+HiddenActivations room(WeightFormat f, int jobs, int64_t width) {
+  const int64_t groups = jobs * width / group_of(f);
+  HiddenActivations h;
+  h.values = device_zeros<char>(jobs * width * 2);
+  h.scales = device_zeros<float>(groups);
+  h.sums = device_zeros<float>(groups);
+  h.unquantized = device_zeros<float>(jobs * width);
+  h.finished = device_zeros<unsigned>(groups);
+  return h;
+}
+
 // Two of eight experts, a shared one, some slices missed and read from host memory.
 void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   constexpr int experts = 8, slices = 4, k = 2, fixed = 3;
@@ -295,8 +292,11 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   r.groups_per_slice = groups;
   r.resident = list();
   r.logits = device_zeros<float>(experts);
+  r.arrived = device_zeros<unsigned>(1);
   r.chosen = device_zeros<int>(k);
   r.weights = device_zeros<float>(experts);
+  r.computed = device_zeros<unsigned char>(k * slices);
+  r.positions = device_zeros<int>(1);
   r.step = step;
   if (paged) {
     r.host_table = to_device(there);
@@ -306,34 +306,66 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   }
   const std::byte* const fixed_slices = to_device(shared.bytes);
   float* const out = to_device(residual);
+  DecodeGateUp g;
+  g.format = f;
+  g.hidden = hidden;
+  g.width = width;
+  g.input = r.input;
+  g.fixed = fixed_slices;
+  g.fixed_jobs = fixed;
+  g.list = r.resident;
+  g.input_weights = paged ? r.weights : nullptr;  // once on the input, once on the output
+  g.experts = experts;
+  g.out = room(f, fixed + k * slices, width);
+  DecodeDown d;
+  d.format = f;
+  d.hidden = hidden;
+  d.width = width;
+  d.fixed = fixed_slices;
+  d.fixed_jobs = fixed;
+  d.list = r.resident;
+  d.most_list_jobs = k * slices;
+  d.output_weights = paged ? nullptr : r.weights;
+  d.experts = experts;
+  d.hidden_activations = g.out;
   unsigned* const error = device_zeros<unsigned>(1);
   LayerTimes* const taken = device_zeros<LayerTimes>(1);
+  const HiddenActivations host_room = room(f, k * slices, width);
   float* const post_x = device_zeros<float>(hidden);
   int* const post_experts = device_zeros<int>(k);
   float* const post_weights = device_zeros<float>(k);
   unsigned* const posted = device_zeros<unsigned>(1);
-  if (paged) {
-    r.post = {post_x, post_experts, post_weights, posted};
-    r.times = taken;
-  }
-  DecodeExperts e;
-  e.format = f;
-  e.hidden = hidden;
-  e.width = width;
-  e.input = r.input;
-  e.fixed = fixed_slices;
-  e.fixed_jobs = fixed;
-  e.values = device_zeros<float>((fixed + k * slices) * width);
-  e.residual = out;
-  e.router = &r;
-  e.most_list_jobs = k * slices;
-  e.weighs_input = paged;  // once on the input, once on the output
-  e.host_values = device_zeros<float>(k * slices * width);
-  e.partials = device_zeros<float>(k * slices * hidden);
-  e.error = error;
   for (int round = 0; round < 2; ++round) {  // the second shows that the first left the counters as they were
     check(cudaMemcpy(out, residual.data(), hidden * 4, cudaMemcpyHostToDevice));
-    run(e);
+    g.router = &r;
+    g.ready = device_zeros<unsigned>(1);
+    d.ready = g.ready;
+    if (!paged) {
+      d.residual = out;
+      decode_gate_up(g, nullptr);
+      decode_down(d, nullptr);
+    } else {
+      d.fixed_sum = device_zeros<float>(hidden);
+      d.partials = device_zeros<float>(k * slices * hidden);
+      g.host_list = d.host_list = r.zero_copy;
+      g.host_out = d.host_activations = host_room;
+      g.host_blocks = d.host_blocks = 16;
+      r.post = {post_x, post_experts, post_weights, posted};
+      r.times = g.times = d.times = taken;
+      decode_gate_up(g, nullptr);
+      decode_down(d, nullptr);
+      DecodeCombine c;
+      c.hidden = hidden;
+      c.fixed_sum = d.fixed_sum;
+      c.partials = d.partials;
+      c.computed = r.computed;
+      c.positions = r.positions;
+      c.step = step;
+      c.error = error;
+      c.residual = out;
+      decode_combine(c, nullptr);
+    }
+    check(cudaDeviceSynchronize());
   }
 
   const auto x = normed(residual, weight, 1e-5);
@@ -386,18 +418,6 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   expect(paged ? "experts, some from host memory" : "experts, all resident", f, change, wanted, 1e-2);
 }
 
-// Random values, and halves that are small numbers wherever they lie.
-std::byte* random_weights(int64_t bytes) {
-  std::vector<uint16_t> words(1 << 20);
-  for (auto& word : words) word = static_cast<uint16_t>(engine() & 0x9fff);
-  std::byte* const memory = device_zeros<std::byte>(bytes);
-  for (int64_t at = 0; at < bytes; at += static_cast<int64_t>(words.size()) * 2) {
-    check(cudaMemcpy(memory + at, words.data(), std::min<int64_t>(bytes - at, static_cast<int64_t>(words.size()) * 2),
-                     cudaMemcpyHostToDevice));
-  }
-  return memory;
-}
-
 double microseconds(const std::function<void(cudaStream_t)>& enqueue, int repeats) {
   cudaStream_t stream;
   check(cudaStreamCreate(&stream));
@@ -437,18 +457,20 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
   const int64_t layer_bytes = bytes_of(static_cast<double>(hidden) * qkv) +
                               bytes_of(static_cast<double>(hidden) * o_columns) +
                               slice * slices * (moe ? 2 : 1);
-  std::byte* const memory = random_weights(layer_bytes * layers);
+  std::byte* const memory = device_zeros<std::byte>(layer_bytes * layers);
   float* const residual = to_device(normal(hidden, 1));
   float* const qkv_out = device_zeros<float>(std::max(qkv, o_columns));
   void* const weight = to_device(norm_weight(hidden));
   unsigned* const step = to_device(std::vector<unsigned>{1});
   std::vector<DecodeRouter> routers(layers);
   std::vector<JobList*> lists;
-  float* const hidden_values = device_zeros<float>(2 * ffn);
+  const HiddenActivations h = room(f, slices * 2, f == WeightFormat::bf16 ? ffn : width);
+  unsigned* const ready = device_zeros<unsigned>(layers);
   void* const router_weight = device_zeros<__nv_bfloat16>(16 * hidden);
   float* const router_logits = device_zeros<float>(16);
+  unsigned* const arrived = device_zeros<unsigned>(1);
   const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out,
-                          bool add, DecodeProgram& program) {
+                          bool add, cudaStream_t stream) {
     DecodeLinear l;
     l.format = f;
     l.rows = rows;
@@ -463,7 +485,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     }
     l.out = out;
     l.add = add;
-    program.add(l);
+    decode_linear(l, stream);
   };
   for (int i = 0; i < layers && moe; ++i) {
     const std::byte* const at = memory + i * layer_bytes + slice * slices;
@@ -482,39 +504,62 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     r.chosen = device_zeros<int>(1);
     r.weights = device_zeros<float>(16);
     r.logits = router_logits;
+    r.arrived = arrived;
     r.step = step;
   }
-  unsigned char parts = 7;
-  int made = 0;
-  const auto layer = [&](int i, DecodeProgram& program) {
+  unsigned char parts = 15;
+  const auto layer = [&](int i, cudaStream_t stream) {
     const std::byte* at = memory + i * layer_bytes;
     if (parts & 4) {
-      DecodeExperts e;
-      e.format = f;
-      e.hidden = hidden;
-      e.width = moe || f != WeightFormat::bf16 ? width : ffn;
-      e.input = {residual, weight, 1e-5f};
-      e.fixed = at;
-      e.fixed_jobs = moe || f != WeightFormat::bf16 ? slices : 1;
-      e.values = hidden_values;
-      e.residual = residual;
+      DecodeGateUp g;
+      g.format = f;
+      g.hidden = hidden;
+      g.width = moe || f != WeightFormat::bf16 ? width : ffn;
+      g.input = {residual, weight, 1e-5f};
+      g.fixed = at;
+      g.fixed_jobs = moe || f != WeightFormat::bf16 ? slices : 1;
+      g.out = h;
       if (moe) {
-        e.router = &routers[i];
-        e.most_list_jobs = slices;
-        e.weighs_input = true;
+        g.list = routers[i].resident;
+        g.router = &routers[i];
+        g.ready = ready + i;
+        g.input_weights = routers[i].weights;
+        g.experts = 16;
       }
-      e.down = moe || f != WeightFormat::bf16;
-      program.add(e);
-      ++made;
-      if (!e.down) {
-        linear(at + 2 * ffn * hidden * 2, hidden, ffn, hidden_values, residual, true, program);
-        ++made;
+      decode_gate_up(g, stream);
+    }
+    if (parts & 8) {
+      if (f == WeightFormat::bf16 && !moe) {
+        DecodeLinear l;
+        l.format = f;
+        l.rows = hidden;
+        l.columns = ffn;
+        l.weights = at + 2 * ffn * hidden * 2;
+        l.x_bf16 = h.values;
+        l.out = residual;
+        l.add = true;
+        decode_linear(l, stream);
+      } else {
+        DecodeDown d;
+        d.format = f;
+        d.hidden = hidden;
+        d.width = width;
+        d.fixed = at;
+        d.fixed_jobs = slices;
+        if (moe) {
+          d.list = routers[i].resident;
+          d.most_list_jobs = slices;
+          d.ready = ready + i;
+        }
+        d.hidden_activations = h;
+        d.residual = residual;
+        decode_down(d, stream);
       }
     }
     at += slice * slices * (moe ? 2 : 1);
-    if (parts & 1) linear(at, qkv, hidden, nullptr, qkv_out, false, program), ++made;
+    if (parts & 1) linear(at, qkv, hidden, nullptr, qkv_out, false, stream);
     at += bytes_of(static_cast<double>(hidden) * qkv);
-    if (parts & 2) linear(at, hidden, o_columns, qkv_out, residual, true, program), ++made;
+    if (parts & 2) linear(at, hidden, o_columns, qkv_out, residual, true, stream);
   };
   const double qkv_bytes = bytes_of(static_cast<double>(hidden) * qkv),
                o_bytes = bytes_of(static_cast<double>(hidden) * o_columns);
@@ -525,19 +570,21 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     double bytes;
   } works[] = {{"qkv", 1, qkv_bytes},
                {"o", 2, o_bytes},
-               {"gate, up, down", 4, moe_bytes},
-               {"all", 7, qkv_bytes + o_bytes + moe_bytes}};
+               {"gate and up", 4, moe_bytes * 2 / 3},
+               {"down", 8, moe_bytes / 3},
+               {"gate, up, down", 12, moe_bytes},
+               {"all", 15, qkv_bytes + o_bytes + moe_bytes}};
   for (const auto& work : works) {
     parts = work.parts;
     if (moe) {  // the list must be there when its maker is left out
       routers[0].step = step;
     }
-    DecodeProgram program;
-    made = 0;
-    for (int i = 0; i < layers; ++i) layer(i, program);
-    place(program, made);
-    const double us =
-        microseconds([&](cudaStream_t s) { program.enqueue(s); }, 20) / layers;
+    const double us = microseconds(
+                          [&](cudaStream_t s) {
+                            for (int i = 0; i < layers; ++i) layer(i, s);
+                          },
+                          20) /
+                      layers;
     std::printf("%-10s %-5s %-15s %7.1f us a layer, %5.0f GB/s\n", name, name_of(f), work.name, us,
                 work.bytes / us / 1e3);
   }
@@ -589,7 +636,8 @@ void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool
     const auto qkv = normal((heads + 2 * kv_heads) * head_dim, 1);
     check(cudaMemcpy(qkv_on_device, qkv.data(), qkv.size() * 4, cudaMemcpyHostToDevice));
     check(cudaMemcpy(position, &p, 4, cudaMemcpyHostToDevice));
-    run(a);
+    decode_attention(a, nullptr);
+    check(cudaDeviceSynchronize());
     const auto head = [&](int number, bool rotate, double scale) {
       std::vector<double> x(qkv.begin() + number * head_dim, qkv.begin() + (number + 1) * head_dim);
       double squares = 0;
@@ -658,15 +706,17 @@ void time_attention(int heads, int kv_heads, int64_t context) {
   a.context = 8192;
   a.workspace = device_zeros<std::byte>(decode_attention_workspace_bytes(heads, kv_heads, 128));
   a.out = device_zeros<float>(heads * 128);
-  constexpr int layers = 48;
-  DecodeProgram program;
-  for (int i = 0; i < layers; ++i) program.add(a);
-  place(program, layers);
-  const double us = microseconds([&](cudaStream_t s) { program.enqueue(s); }, 20) / layers;
+  const double us = microseconds(
+                        [&](cudaStream_t s) {
+                          for (int i = 0; i < 48; ++i) decode_attention(a, s);
+                        },
+                        20) /
+                    48;
   std::printf("attention %d/%d, %lld keys: %.1f us\n", heads, kv_heads, static_cast<long long>(context), us);
 }
 
-void check_all() {
+int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   check_attention(40, 8, 128, 0, true, true, 0);
   check_attention(32, 8, 128, 0, true, false, 500);
   check_attention(8, 8, 64, 0, false, false, 62);
@@ -683,13 +733,6 @@ void check_all() {
       check_moe(f, 2048, 512, paged);
     }
   }
-}
-
-// Usage: decode_check [time]; time: leaves the checks out.
-int main(int count, char** arguments) {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  const bool checks = count < 2 || std::string(arguments[1]) != "time";
-  if (checks) check_all();
   time_layers("Scout", WeightFormat::int8, 5120, 7168, 5120, 8192, true);
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);

@@ -1,0 +1,130 @@
+#include <algorithm>
+
+#include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/launch.cuh"
+
+namespace lighter::kernels {
+namespace {
+
+struct Linear {
+  RowShape row;
+  StreamShape stream;
+  int rows;
+  const std::byte *weights, *scales, *minimums;
+  NormedInput normed;
+  const float* x;
+  const __nv_bfloat16* x_bf16;
+  float* out;
+  bool add;
+  unsigned long long* best;
+};
+
+// The larger value wins, and of equal ones the lower row.
+__device__ unsigned long long ranked(float value, int row) {
+  const unsigned bits = __float_as_uint(value);
+  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(row));
+}
+
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __grid_constant__ Linear a) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  WarpStream stream(shared, a.stream, warp, lane);
+  std::byte* const x_memory = shared + a.stream.bytes();
+  const SharedX x = shared_x<F>(x_memory, a.row.columns, B);
+  float* const scratch = reinterpret_cast<float*>(x_memory + x_bytes<F>(a.row.columns, B));
+
+  const int begin = static_cast<int>(static_cast<int64_t>(a.rows) * blockIdx.x / gridDim.x);
+  const int end = static_cast<int>(static_cast<int64_t>(a.rows) * (blockIdx.x + 1) / gridDim.x);
+  const int64_t row_bytes = static_cast<int64_t>(a.row.segment_bytes) * a.row.segments;
+  int ahead = begin + warp, ahead_segment = 0;
+  const auto issue = [&] {
+    if (ahead >= end) return;
+    const std::byte* const from = a.weights + ahead * row_bytes + ahead_segment * a.row.segment_bytes;
+    const int64_t side = static_cast<int64_t>(ahead) * a.row.side;
+    const bool sides = Format<F>::quantized && ahead_segment == 0;
+    stream.issue(from, a.row.segment_bytes, sides ? a.scales + side : nullptr,
+                 sides && Format<F>::minimums ? a.minimums + side : nullptr, a.row.side);
+    if (++ahead_segment == a.row.segments) {
+      ahead_segment = 0;
+      ahead += kStreamWarps;
+    }
+  };
+  if (lane == 0) {
+    for (int i = 0; i < a.stream.stages; ++i) issue();
+  }
+  const NormWeights norm(a.normed, a.row.columns, warp, lane);
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  if (a.normed.residual != nullptr) {
+    load_normed_x<F, B>(x, a.normed, norm, scratch, a.row.columns, warp, lane);
+  } else if (a.x != nullptr) {
+    load_x<F, B>(x, a.x, a.row.columns, warp, lane);
+  } else {
+    const auto* const from = reinterpret_cast<const uint4*>(a.x_bf16);
+    for (int i = threadIdx.x; i < B * a.row.columns / 8; i += blockDim.x) {
+      reinterpret_cast<uint4*>(x.values)[i] = __ldcg(from + i);
+    }
+    __syncthreads();
+  }
+
+  unsigned long long best = 0;
+  for (int row = begin + warp; row < end; row += kStreamWarps) {
+    float* const to = a.out + static_cast<int64_t>(min(lane, B - 1)) * a.rows + row;
+    const float before = a.add && lane < B ? *to : 0.0f;
+    float sum[B];
+    dot_row<F, B>(stream, a.row, x, lane, sum, [&] {
+      if (lane == 0) issue();
+    });
+#pragma unroll
+    for (int b = 0; b < B; ++b) {
+      if (lane == b) {
+        *to = before + sum[b];
+        best = max(best, ranked(sum[b], row));
+      }
+    }
+  }
+  if (a.best != nullptr && lane < B && best != 0) atomicMax(a.best + lane, best);
+}
+
+template <WeightFormat F, int B>
+void run(const DecodeLinear& linear, void* stream) {
+  Linear a{};
+  a.row = row_shape<F>(linear.columns);
+  a.rows = static_cast<int>(linear.rows);
+  a.weights = linear.weights;
+  a.scales = linear.scales;
+  a.minimums = linear.minimums;
+  a.normed = linear.normed;
+  a.x = linear.x;
+  a.x_bf16 = static_cast<const __nv_bfloat16*>(linear.x_bf16);
+  a.out = linear.out;
+  a.add = linear.add;
+  a.best = linear.best;
+  a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
+  const int64_t rest = x_bytes<F>(linear.columns, B) + B * kStreamWarps * 4;
+  a.stream.stage_bytes = a.row.segment_bytes;
+  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
+  launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
+         a.stream.bytes() + rest, stream, "linear", a);
+}
+
+}  // namespace
+
+std::string why_not_decodable(WeightFormat format, int64_t columns) {
+  const int64_t multiple = format == WeightFormat::bf16 ? 128 : format == WeightFormat::int8 ? 1024 : 512;
+  if (columns % multiple != 0) {
+    return "rows of " + std::to_string(columns) + " values are no multiple of " + std::to_string(multiple);
+  }
+  if (columns > 16384) return "rows of " + std::to_string(columns) + " values are longer than 16384";
+  return {};
+}
+
+void decode_linear(const DecodeLinear& linear, void* stream) {
+  dispatch(linear.format, linear.tokens, [&](auto format, auto tokens) {
+    run<decltype(format)::value, decltype(tokens)::value>(linear, stream);
+  });
+}
+
+}  // namespace lighter::kernels
