@@ -36,7 +36,7 @@ class Machinery {
   Machinery(Device& device, int threads)
       : device_(device),
         threads_(threads),
-        host_(device.allocate_host(kCalibrationHostBytes, "measuring rates")),
+        host_(device.allocate_host(calibration_host_bytes(device.is_cuda()), "measuring rates")),
         arena_(device.allocate(kCopyBytes, "measuring rates")),
         stream_(device.new_copy_stream()),
         begin_(device.new_event()),
@@ -106,8 +106,8 @@ class Machinery {
     if (gpu_ == nullptr) {
       gpu_ = std::make_unique<GpuReading>(device_);
       weights_ = device_.allocate(kReadBytes, "measuring rates");
-      for (uint64_t at = 0; at < kReadBytes; at += kCalibrationHostBytes) {
-        stream_->copy(weights_.data() + at, host_.data(), std::min(kReadBytes - at, kCalibrationHostBytes));
+      for (uint64_t at = 0; at < kReadBytes; at += host_.bytes()) {
+        stream_->copy(weights_.data() + at, host_.data(), std::min<uint64_t>(kReadBytes - at, host_.bytes()));
       }
       stream_->synchronize();
     }

@@ -11,7 +11,11 @@ namespace lighter::offload {
 
 // What both functions take of a device's budgets at most, for as long as they run.
 inline constexpr uint64_t kCalibrationDeviceBytes = (uint64_t{1} << 30) + (uint64_t{256} << 20);
-inline constexpr uint64_t kCalibrationHostBytes = uint64_t{1} << 30;
+// The CPU reads half of it over and over, so that must be far more than its last-level cache: 300 MB on the hosts of
+// large GPUs.
+constexpr uint64_t calibration_host_bytes(bool cuda) {
+  return uint64_t{cuda ? 4u : 1u} << 30;
+}
 
 // Fills what `given` leaves open, in a few seconds. On the CPU, device memory is host memory and nothing
 // computes beside the device, so `both` stays open. Throws DeviceError, CapacityError.

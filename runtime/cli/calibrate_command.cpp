@@ -50,9 +50,9 @@ int calibrate_command(const CalibrateOptions& options) {
   const int threads = prepare(config).threads;
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   constexpr uint64_t kDevice = std::max(offload::kCalibrationDeviceBytes, kTorchRatesBytes);
-  constexpr uint64_t kHost = offload::kCalibrationHostBytes;
+  const uint64_t host = offload::calibration_host_bytes(cuda);
   const auto device =
-      cuda ? make_cuda_device(config.device.index, kDevice, kHost) : make_cpu_device(kDevice, kHost);
+      cuda ? make_cuda_device(config.device.index, kDevice, host) : make_cpu_device(kDevice, host);
   const std::filesystem::path file =
       options.out.empty() ? calibration_path(device->name()) : std::filesystem::path(options.out);
 

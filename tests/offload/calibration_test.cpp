@@ -102,7 +102,7 @@ TEST_CASE("a calibration is of one device, one CPU and one number of threads") {
 }
 
 TEST_CASE("the CPU's rates are measured within the budgets, and what is given is kept") {
-  const auto device = make_cpu_device(kCalibrationDeviceBytes, kCalibrationHostBytes);
+  const auto device = make_cpu_device(kCalibrationDeviceBytes, calibration_host_bytes(false));
   Rates given;
   given.link = 12345;
   const Rates rates = measure_ceilings(*device, 2, given);
