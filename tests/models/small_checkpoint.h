@@ -1,7 +1,10 @@
 // Checkpoint folders of small models whose shapes every weight format fits: a golden's configuration,
-// widened, with random weights.
+// widened, with random weights; and what tests do with such models.
 #pragma once
 
+#include <doctest/doctest.h>
+
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,14 +17,25 @@
 
 namespace lighter::test {
 
+struct SmallSizes {
+  int64_t hidden = 128, ffn = 512, dense_ffn = 768, head_dim = 32;
+  int64_t heads = 0, kv_heads = 0;  // 0: the golden's
+};
+
 struct SmallCheckpoint {
-  explicit SmallCheckpoint(const std::string& golden) {
+  explicit SmallCheckpoint(const std::string& golden, const SmallSizes& sizes = {}) {
     std::ifstream in(kGoldens / golden / "config.json");
     nlohmann::json config = nlohmann::json::parse(in);
     auto& text = config.contains("text_config") ? config["text_config"] : config;
-    text.update(
-        {{"hidden_size", 128}, {"intermediate_size", 512}, {"head_dim", 32}, {"tie_word_embeddings", false}});
-    if (text.contains("intermediate_size_mlp")) text["intermediate_size_mlp"] = 768;
+    text.update({{"hidden_size", sizes.hidden},
+                 {"intermediate_size", sizes.ffn},
+                 {"head_dim", sizes.head_dim},
+                 {"tie_word_embeddings", false}});
+    if (sizes.heads > 0) {
+      text["num_attention_heads"] = sizes.heads;
+      text["num_key_value_heads"] = sizes.kv_heads;
+    }
+    if (text.contains("intermediate_size_mlp")) text["intermediate_size_mlp"] = sizes.dense_ffn;
     models::testing::write_text(folder / "config.json", config.dump());
     spec = models::read_spec(folder / "config.json");
 
@@ -78,5 +92,38 @@ struct SmallCheckpoint {
     return {spec.experts, part.rows / spec.experts, part.columns};
   }
 };
+
+inline std::vector<int64_t> some_ids(int64_t vocab) {
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < 44; ++i) ids.push_back((i * i * 7 + 3 * i + 1) % vocab);
+  return ids;
+}
+
+// A prefill of many tokens, one of few, then single ones: every way to multiply.
+inline std::vector<float> mixed_logits(LoadedModel& model, const std::vector<int64_t>& ids) {
+  std::vector<float> all = model.logits({ids.begin(), ids.begin() + 36}, 27);
+  for (size_t i = 36; i < ids.size(); ++i) {
+    Step step;
+    step.add(0, static_cast<int64_t>(i), &ids[i], 1);
+    const at::Tensor out = model.session.decoder().forward(step).contiguous();
+    all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
+  }
+  return all;
+}
+
+inline double relative_error(const std::vector<float>& values, const std::vector<float>& reference) {
+  REQUIRE(values.size() == reference.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < reference.size(); ++i) {
+    error += std::pow(static_cast<double>(values[i]) - reference[i], 2);
+    size += std::pow(static_cast<double>(reference[i]), 2);
+  }
+  return std::sqrt(error / size);
+}
+
+inline void set_format(Config& config, SliceEncoding format) {
+  config.model.format = config.model.experts = config.model.head = format;
+  config.model.shared = config.model.attention = {format, {}};
+}
 
 }  // namespace lighter::test

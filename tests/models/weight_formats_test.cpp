@@ -3,8 +3,6 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
-
 #include "runtime/cli/perplexity.h"
 #include "runtime/error.h"
 #include "runtime/quant/dequantize_rows.h"
@@ -14,39 +12,6 @@ using namespace lighter;
 using namespace lighter::test;
 
 namespace {
-
-std::vector<int64_t> some_ids(int64_t vocab) {
-  std::vector<int64_t> ids;
-  for (int64_t i = 0; i < 44; ++i) ids.push_back((i * i * 7 + 3 * i + 1) % vocab);
-  return ids;
-}
-
-// A prefill of many tokens, one of few, then single ones: every way to multiply.
-std::vector<float> mixed_logits(LoadedModel& model, const std::vector<int64_t>& ids) {
-  std::vector<float> all = model.logits({ids.begin(), ids.begin() + 36}, 27);
-  for (size_t i = 36; i < ids.size(); ++i) {
-    Step step;
-    step.add(0, static_cast<int64_t>(i), &ids[i], 1);
-    const at::Tensor out = model.session.decoder().forward(step).contiguous();
-    all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
-  }
-  return all;
-}
-
-double relative_error(const std::vector<float>& values, const std::vector<float>& reference) {
-  REQUIRE(values.size() == reference.size());
-  double error = 0, size = 0;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    error += std::pow(static_cast<double>(values[i]) - reference[i], 2);
-    size += std::pow(static_cast<double>(reference[i]), 2);
-  }
-  return std::sqrt(error / size);
-}
-
-void set_format(Config& config, SliceEncoding format) {
-  config.model.format = config.model.experts = config.model.head = format;
-  config.model.shared = config.model.attention = {format, {}};
-}
 
 std::string prepare_error(const Config& config) {
   try {
