@@ -184,6 +184,10 @@ TEST_CASE("where no baseline is named it is Llama-3.1-8B in memory, on the first
                                            "  - {name: Llama-3.1-8B bf16, config: model.yaml}\n"
                                            "points: [{models: [large]}]\n");
   CHECK(named.points[0].overrides.empty());
+
+  // It has no tokenizer.
+  CHECK_THROWS_WITH_AS(sweep_of(folder, models + "prompt: {file: model.yaml}\npoints: [{models: [large]}]\n"),
+                       doctest::Contains("prompts from a file need a tokenizer"), ConfigError);
 }
 
 TEST_CASE("a trace that is none, or that nothing could follow, is a mistake of the sweep") {
