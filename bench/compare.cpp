@@ -7,6 +7,7 @@
 #include <map>
 #include <vector>
 
+#include "bench/results_file.h"
 #include "bench/statistics.h"
 
 namespace lighter::bench {
@@ -41,9 +42,6 @@ constexpr std::array kMetrics = {
     Metric{"device_peak_bytes", "device peak MiB", false, false, peak_mib},
     Metric{"host_peak_bytes", "host peak MiB", false, false, peak_mib},
 };
-// What a point is measured with beside its key, and what else a configuration may have changed.
-constexpr std::array kFacts = {"architecture", "synthetic", "layers",  "device", "dtype",   "experts",
-                               "routing",      "prompts",   "context", "decode", "threads", "resident_share"};
 
 // One point, or the baseline's rounds together.
 struct Group {
@@ -120,7 +118,7 @@ Json machine_notes(const Json& before, const Json& after) {
 using Differences = std::map<std::array<std::string, 3>, int>;
 
 void note_differences(const Group& before, const Group& after, Differences& differences) {
-  for (const char* name : kFacts) {
+  for (const char* name : kComparedFacts) {
     const Json& a = before.points.front()["facts"][name];
     const Json& b = after.points.front()["facts"][name];
     if (a.is_number() && b.is_number() && std::abs(a.get<double>() - b.get<double>()) < 0.005) continue;

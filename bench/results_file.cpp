@@ -40,7 +40,8 @@ void print(const Json& json, size_t depth, std::string& out) {
   out += "\n" + std::string(depth, ' ') + (json.is_array() ? "]" : "}");
 }
 
-bool has_all(const Json& json, std::initializer_list<const char*> names) {
+template <typename Names = std::initializer_list<const char*>>
+bool has_all(const Json& json, const Names& names) {
   return json.is_object() &&
          std::ranges::all_of(names, [&](const char* name) { return json.contains(name); });
 }
@@ -73,10 +74,7 @@ bool whole(const Json& json) {
     const bool figures = is_figure(point["decode_tokens_per_s"]) &&
                          is_figure(point["prefill_tokens_per_s"]) &&
                          is_figure(point["time_to_first_token_s"]);
-    const Json& facts = point["facts"];
-    const bool known =
-        has_all(facts, {"architecture", "synthetic", "layers", "device", "dtype", "experts", "routing",
-                        "prompts", "context", "decode", "threads", "resident_share"});
+    const bool known = has_all(point["facts"], kComparedFacts);
     return texts && figures && is_memory(point["memory"]) && (point["status"] != "measured" || known);
   });
 }

@@ -152,14 +152,7 @@ class Reader {
     sweep_.baseline = map.get<std::string>("baseline", kUsualBaseline);
     const MapEntry* const named = map.find("baseline");
     const std::string baseline_where = named == nullptr ? map.where() : named->where;
-    if (named == nullptr) {
-      if (!sweep_.inputs.prompt_file.empty() && !has_usual_baseline()) {
-        fail_at(map.find("prompt")->where,
-                "prompts from a file need a tokenizer, which the usual baseline, Llama-3.1-8B with synthetic weights, has "
-                "not; name a 'baseline' that has one, or leave 'prompt.file' out for random ids");
-      }
-      add_usual_baseline();
-    }
+    if (named == nullptr) add_usual_baseline(map.find("prompt"));
     const ModelEntry baseline = model(sweep_.baseline, baseline_where);
     const MapEntry& blocks = map.at("points");
     check_list("points", blocks);
@@ -198,12 +191,13 @@ class Reader {
     inputs_ += hex(fnv1a(read_text(sweep_.inputs.trace)));
   }
 
-  bool has_usual_baseline() const {
-    return std::ranges::find(models_, kUsualBaseline, &ModelEntry::name) != models_.end();
-  }
-
-  void add_usual_baseline() {
-    if (has_usual_baseline()) return;
+  void add_usual_baseline(const MapEntry* prompt) {
+    if (std::ranges::find(models_, kUsualBaseline, &ModelEntry::name) != models_.end()) return;
+    if (!sweep_.inputs.prompt_file.empty()) {
+      fail_at(prompt->where,
+              "prompts from a file need a tokenizer, which the usual baseline, Llama-3.1-8B with synthetic weights, "
+              "has not; name a 'baseline' that has one, or leave 'prompt.file' out for random ids");
+    }
     ModelEntry entry = models_.front();
     entry.name = kUsualBaseline;
     for (std::string& text : usual_baseline_overrides()) entry.set.push_back(std::move(text));

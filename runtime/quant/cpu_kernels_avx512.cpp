@@ -16,10 +16,10 @@
 namespace lighter::cpu_kernels {
 namespace {
 
-constexpr int kMostRows = 4;       // long ones, at a time
+constexpr int kMostRows = 4;               // long ones, at a time
 constexpr int kRowsOfOneToken[] = {1, 2};  // the same for one token, in int8 and in int4
-constexpr int kTokens = 4;         // at a time
-constexpr int64_t kShortRow = 16;  // groups
+constexpr int kTokens = 4;                 // at a time
+constexpr int64_t kShortRow = 16;          // groups
 
 // One block of rows for up to kTokens tokens.
 template <int tokens>

@@ -16,19 +16,6 @@ std::vector<int64_t> prompt_of(const std::string& name) {
   return ids;
 }
 
-// Prefill in chunks, then single tokens.
-std::vector<float> mixed_logits(LoadedModel& model, const std::vector<int64_t>& ids) {
-  std::vector<float> all = model.logits({ids.begin(), ids.begin() + 20}, 9);
-  auto& decoder = model.session.decoder();
-  for (size_t i = 20; i < ids.size(); ++i) {
-    Step step;
-    step.add(0, static_cast<int64_t>(i), &ids[i], 1);
-    const at::Tensor out = decoder.forward(step).contiguous();
-    all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
-  }
-  return all;
-}
-
 using Policy = OffloadConfig::Policy;
 
 }  // namespace
@@ -43,7 +30,7 @@ TEST_CASE(
       config.offload.resident = 1.0;
       LoadedModel resident(config);
       REQUIRE(resident.model.plan.all_resident);
-      const auto expected = mixed_logits(resident, ids);
+      const auto expected = resident.mixed_logits(ids, 20, 9);
       for (const Policy policy : {Policy::static_, Policy::lru, Policy::lfu}) {
         for (const double ratio : {0.0, 0.3, 0.9}) {
           for (const bool prefetch : {false, true}) {
@@ -55,7 +42,7 @@ TEST_CASE(
             config.offload.resident = ratio;
             config.offload.prefetch = {prefetch, 2};
             LoadedModel paged(config);
-            CHECK(mixed_logits(paged, ids) == expected);
+            CHECK(paged.mixed_logits(ids, 20, 9) == expected);
             const ExpertCounters counters = paged.session.counters();
             CHECK(counters.slices_used ==
                   counters.slices_resident + counters.slices_prefetched + counters.slices_missed);

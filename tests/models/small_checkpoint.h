@@ -2,9 +2,6 @@
 // widened, with random weights; and what tests do with such models.
 #pragma once
 
-#include <doctest/doctest.h>
-
-#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -101,24 +98,7 @@ inline std::vector<int64_t> some_ids(int64_t vocab) {
 
 // A prefill of many tokens, one of few, then single ones: every way to multiply.
 inline std::vector<float> mixed_logits(LoadedModel& model, const std::vector<int64_t>& ids) {
-  std::vector<float> all = model.logits({ids.begin(), ids.begin() + 36}, 27);
-  for (size_t i = 36; i < ids.size(); ++i) {
-    Step step;
-    step.add(0, static_cast<int64_t>(i), &ids[i], 1);
-    const at::Tensor out = model.session.decoder().forward(step).contiguous();
-    all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
-  }
-  return all;
-}
-
-inline double relative_error(const std::vector<float>& values, const std::vector<float>& reference) {
-  REQUIRE(values.size() == reference.size());
-  double error = 0, size = 0;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    error += std::pow(static_cast<double>(values[i]) - reference[i], 2);
-    size += std::pow(static_cast<double>(reference[i]), 2);
-  }
-  return std::sqrt(error / size);
+  return model.mixed_logits(ids, 36, 27);
 }
 
 inline void set_format(Config& config, SliceEncoding format) {

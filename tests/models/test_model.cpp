@@ -1,6 +1,9 @@
 #include "tests/models/test_model.h"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 
 namespace lighter::test {
@@ -46,6 +49,27 @@ std::vector<float> LoadedModel::logits(const std::vector<int64_t>& ids, int64_t 
     begin += count;
   }
   return all;
+}
+
+std::vector<float> LoadedModel::mixed_logits(const std::vector<int64_t>& ids, int64_t prefill, int64_t chunk) {
+  std::vector<float> all = logits({ids.begin(), ids.begin() + prefill}, chunk);
+  for (auto i = static_cast<size_t>(prefill); i < ids.size(); ++i) {
+    Step step;
+    step.add(0, static_cast<int64_t>(i), &ids[i], 1);
+    const at::Tensor out = session.decoder().forward(step).contiguous();
+    all.insert(all.end(), out.const_data_ptr<float>(), out.const_data_ptr<float>() + out.numel());
+  }
+  return all;
+}
+
+double relative_error(const std::vector<float>& values, const std::vector<float>& reference) {
+  REQUIRE(values.size() == reference.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < reference.size(); ++i) {
+    error += std::pow(static_cast<double>(values[i]) - reference[i], 2);
+    size += std::pow(static_cast<double>(reference[i]), 2);
+  }
+  return std::sqrt(error / size);
 }
 
 }  // namespace lighter::test

@@ -19,6 +19,9 @@ DeviceConfig::Kind test_device();
 
 Config golden_config(const std::string& name, DType dtype);
 
+// Of all values together, in the root mean square.
+double relative_error(const std::vector<float>& values, const std::vector<float>& reference);
+
 // golden.safetensors of a folder: what transformers computed.
 class Golden {
  public:
@@ -45,6 +48,8 @@ struct LoadedModel {
 
   // Logits of every position, [n, vocab], with the prompt cut into steps of at most `chunk` tokens.
   std::vector<float> logits(const std::vector<int64_t>& ids, int64_t chunk);
+  // The same, with only the first `prefill` tokens in such steps and the others one by one.
+  std::vector<float> mixed_logits(const std::vector<int64_t>& ids, int64_t prefill, int64_t chunk);
 
   cli::PreparedModel model;
   cli::Session session;
