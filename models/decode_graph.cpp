@@ -80,21 +80,6 @@ class Room {
   uint64_t used_ = 0;
 };
 
-struct Activations {
-  kernels::HiddenActivations hidden;
-
-  Activations() = default;
-  Activations(Room& room, WeightFormat format, int64_t jobs, int64_t width) {
-    const int64_t groups = jobs * width / group_of(format);
-    hidden.values = room.take<std::byte>(jobs * width * (format == WeightFormat::bf16 ? 2 : 1));
-    if (format == WeightFormat::bf16) return;
-    hidden.scales = room.take<float>(groups);
-    hidden.sums = room.take<float>(groups);
-    hidden.unquantized = room.take<float>(jobs * width);
-    hidden.finished = room.take<unsigned>(groups);
-  }
-};
-
 struct DeviceRoom {
   float *residual, *qkv, *attended, *logits, *inverse_frequencies;
   std::byte* attention_workspace;
@@ -103,8 +88,9 @@ struct DeviceRoom {
   unsigned long long* best;
   unsigned *error, *late, *ready, *arrived;
   float* router_logits;
-  Activations fixed[3];  // by format, of networks that every token passes
-  Activations routed, from_host;
+  // Hidden activations, as the kernels take them.
+  std::byte *fixed[3] = {};  // by format, of networks that every token passes
+  std::byte *routed, *from_host;
   kernels::JobList *resident, *zero_copy;
   int *chosen, *positions;
   float *router_weights, *fixed_sum, *partials;
@@ -126,14 +112,16 @@ struct DeviceRoom {
     best = room.take<unsigned long long>(1);
     error = room.take<unsigned>(1);
     late = room.take<unsigned>(1);
+    const auto hidden = [&](WeightFormat format, int64_t values) {
+      return room.take<std::byte>(values * (format == WeightFormat::bf16 ? 2 : 4));
+    };
     const int64_t ffn = std::max(spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn);
     for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {
       if (std::count(shape.formats.shared.begin(), shape.formats.shared.end(), encoding) == 0) continue;
       const WeightFormat format = format_of(encoding);
       const bool whole = format == WeightFormat::bf16;  // one wide slice
       const int64_t width = whole ? ffn : shape.formats.slice_width;
-      if (ffn > 0)
-        fixed[static_cast<int>(format)] = Activations(room, format, (ffn + width - 1) / width, width);
+      if (ffn > 0) fixed[static_cast<int>(format)] = hidden(format, (ffn + width - 1) / width * width);
     }
     if (shape.experts.layers == 0) return;
     const WeightFormat format = format_of(shape.encoding);
@@ -143,7 +131,7 @@ struct DeviceRoom {
     arrived = room.take<unsigned>(1);
     router_logits = room.take<float>(spec.experts);
     const int64_t shared_jobs = (spec.shared_ffn + shape.slice_width - 1) / shape.slice_width;
-    routed = Activations(room, format, shared_jobs + jobs, shape.slice_width);
+    routed = hidden(format, (shared_jobs + jobs) * shape.slice_width);
     resident = reinterpret_cast<kernels::JobList*>(
         room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
     chosen = room.take<int>(layers * spec.experts_per_token);
@@ -154,7 +142,7 @@ struct DeviceRoom {
     if (shape.all_resident) return;
     times = room.take<kernels::LayerTimes>(layers);
     host_table = room.take<const std::byte*>(static_cast<int64_t>(shape.experts.total_slices()));
-    from_host = Activations(room, format, jobs, shape.slice_width);
+    from_host = hidden(format, jobs * shape.slice_width);
     zero_copy = reinterpret_cast<kernels::JobList*>(
         room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
     fixed_sum = room.take<float>(spec.hidden);
@@ -462,6 +450,7 @@ class CudaDecodeGraph : public DecodeGraph {
     auto qkv =
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
+    qkv.after_small = qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
     kernels::decode_linear(qkv, stream_);
     kernels::DecodeAttention a;
     a.qkv = on_device_.qkv;
@@ -488,6 +477,7 @@ class CudaDecodeGraph : public DecodeGraph {
     auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
     o.x = on_device_.attended;
     o.add = true;
+    o.after_small = true;
     kernels::decode_linear(o, stream_);
   }
 
@@ -519,18 +509,18 @@ class CudaDecodeGraph : public DecodeGraph {
     g.input = normed(WeightRole::ffn_norm, layer);
     g.fixed = ffn.slices;
     g.fixed_jobs = ffn.count;
-    g.out = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    g.out = on_device_.fixed[static_cast<int>(ffn.format)];
     return g;
   }
   // residual: out += its result; else out becomes it.
   void down_of(const FixedFfn& ffn, float* out, bool residual) const {
-    const kernels::HiddenActivations& hidden = on_device_.fixed[static_cast<int>(ffn.format)].hidden;
+    const std::byte* const hidden = on_device_.fixed[static_cast<int>(ffn.format)];
     if (ffn.down != nullptr) {
       kernels::DecodeLinear down;
       down.rows = spec_.hidden;
       down.columns = ffn.width;
       down.weights = ffn.down;
-      down.x_bf16 = hidden.values;
+      down.x_bf16 = hidden;
       down.out = out;
       down.add = residual;
       kernels::decode_linear(down, stream_);
@@ -597,10 +587,10 @@ class CudaDecodeGraph : public DecodeGraph {
     g.list = on_device_.resident;
     g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
     g.experts = spec_.experts;
-    g.out = on_device_.routed.hidden;
+    g.out = on_device_.routed;
     if (zero_copies_) {
       g.host_list = on_device_.zero_copy;
-      g.host_out = on_device_.from_host.hidden;
+      g.host_out = on_device_.from_host;
       g.host_blocks = kZeroCopyBlocks;
     }
     return g;
@@ -614,10 +604,10 @@ class CudaDecodeGraph : public DecodeGraph {
     d.most_list_jobs = spec_.experts_per_token * shape_.experts.slices;
     d.output_weights = spec_.weight_on == WeightOn::output ? on_device_.router_weights : nullptr;
     d.experts = spec_.experts;
-    d.hidden_activations = on_device_.routed.hidden;
+    d.hidden_activations = on_device_.routed;
     if (zero_copies_) {
       d.host_list = on_device_.zero_copy;
-      d.host_activations = on_device_.from_host.hidden;
+      d.host_activations = on_device_.from_host;
       d.host_blocks = kZeroCopyBlocks;
     }
     return d;

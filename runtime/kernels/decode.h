@@ -44,6 +44,8 @@ struct DecodeLinear {
   float* out = nullptr;                // [tokens, rows]
   bool add = false;                    // out += y
   unsigned long long* best = nullptr;  // [tokens]: the largest of better_of() below, or null
+  bool after_small = false;            // the kernel before does not have a block on every multiprocessor
+  bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
 };
 void decode_linear(const DecodeLinear& linear, void* stream);
 
@@ -62,16 +64,6 @@ struct JobList {
   static constexpr uint64_t bytes(int entries) {
     return 16 + static_cast<uint64_t>(entries) * sizeof(SliceJob);
   }
-};
-
-// The hidden activations between the two halves of the experts: [jobs, tokens, width].
-// Quantized group by group, by whichever block finishes a group.
-struct HiddenActivations {
-  void* values = nullptr;        // int8, or bf16 for bf16 weights
-  float* scales = nullptr;       // [jobs, tokens, width / group]
-  float* sums = nullptr;         // likewise, int4
-  float* unquantized = nullptr;  // [jobs, tokens, width]; not for bf16
-  unsigned* finished = nullptr;  // [jobs * width / group], 0 before the first launch; not for bf16
 };
 
 // When the parts of an MoE layer were done, in ns of the GPU's clock: of their blocks, the last.
@@ -130,7 +122,7 @@ __host__ __device__
   return static_cast<int>((static_cast<uint64_t>(missed_groups) * share + 32768) >> 16);
 }
 
-// hidden = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own,
+// out = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own,
 // for those of the host list, which lie in mapped host memory.
 struct DecodeGateUp {
   WeightFormat format = WeightFormat::int8;
@@ -142,9 +134,9 @@ struct DecodeGateUp {
   const JobList* list = nullptr;
   const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the lists' jobs, or null
   int experts = 0;
-  HiddenActivations out;
+  void* out = nullptr;  // hidden activations [jobs, tokens, width]: fp32, or bf16 for bf16 weights
   const JobList* host_list = nullptr;
-  HiddenActivations host_out;
+  void* host_out = nullptr;
   int host_blocks = 0;
   LayerTimes* times = nullptr;
   // Routing in the same launch, by blocks of its own; ready, 0 before, becomes 1 when the lists are there.
@@ -166,9 +158,9 @@ struct DecodeDown {
   int most_list_jobs = 0;                 // of either list
   const float* output_weights = nullptr;  // [tokens, experts]
   int experts = 0;
-  HiddenActivations hidden_activations;
+  const void* hidden_activations = nullptr;  // as gate_up makes them
   const JobList* host_list = nullptr;
-  HiddenActivations host_activations;
+  const void* host_activations = nullptr;
   int host_blocks = 0;
   const unsigned* ready = nullptr;  // as above: the lists' weights are then fetched ahead; null: they are not
   float* residual = nullptr;        // [tokens, hidden]

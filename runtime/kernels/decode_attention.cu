@@ -16,8 +16,7 @@ constexpr int kFewestKeys = 16;  // of a split
 template <int D>
 constexpr int kLanes = D / 8;
 
-__device__ inline void load8(const __nv_bfloat16* from, float (&to)[8]) {
-  const uint4 v = *reinterpret_cast<const uint4*>(from);
+__device__ inline void unpack8(uint4 v, float (&to)[8]) {
   const unsigned words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -26,24 +25,43 @@ __device__ inline void load8(const __nv_bfloat16* from, float (&to)[8]) {
   }
 }
 
+// A lane's part of a rotation.
+template <int D>
+struct Rotation {
+  static constexpr int pairs = D / 64;
+  float sine[pairs], cosine[pairs];
+
+  __device__ void set(const DecodeAttention& a, int position, int lane) {
+    if (!a.rope) return;
+#pragma unroll
+    for (int i = 0; i < pairs; ++i) {
+      sincosf(static_cast<float>(position) * a.inverse_frequencies[lane + i * 32], sine + i, cosine + i);
+    }
+  }
+};
+
 // One warp: a head of D values from qkv into shared memory, rotated and normed.
 template <int D>
-__device__ void prepare_head(const DecodeAttention& a, const float* from, float* to, int position,
-                             float scale, bool rotate, int lane) {
-  float squares = 0;
-  for (int i = lane; i < D / 2; i += 32) {
-    const int first = a.interleaved ? 2 * i : i, second = a.interleaved ? 2 * i + 1 : i + D / 2;
-    float x = from[first], y = from[second];
+__device__ void prepare_head(const DecodeAttention& a, const float* from, float* to,
+                             const Rotation<D>& rotation, float scale, bool rotate, int lane) {
+  float squares = 0, x[Rotation<D>::pairs], y[Rotation<D>::pairs];
+  const auto first = [&](int i) { return a.interleaved ? 2 * (lane + i * 32) : lane + i * 32; };
+  const int apart = a.interleaved ? 1 : D / 2;
+#pragma unroll
+  for (int i = 0; i < Rotation<D>::pairs; ++i) {
+    x[i] = __ldcg(from + first(i));
+    y[i] = __ldcg(from + first(i) + apart);
+  }
+#pragma unroll
+  for (int i = 0; i < Rotation<D>::pairs; ++i) {
     if (rotate && a.rope) {
-      float sine, cosine;
-      sincosf(static_cast<float>(position) * a.inverse_frequencies[i], &sine, &cosine);
-      const float rotated = x * cosine - y * sine;
-      y = x * sine + y * cosine;
-      x = rotated;
+      const float rotated = x[i] * rotation.cosine[i] - y[i] * rotation.sine[i];
+      y[i] = x[i] * rotation.sine[i] + y[i] * rotation.cosine[i];
+      x[i] = rotated;
     }
-    squares += x * x + y * y;
-    to[first] = x;
-    to[second] = y;
+    squares += x[i] * x[i] + y[i] * y[i];
+    to[first(i)] = x[i];
+    to[first(i) + apart] = y[i];
   }
   for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
   __syncwarp();
@@ -62,35 +80,49 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float factors[kMostSplits][G], merged[G][2];  // merged: largest score, sum
   __shared__ bool last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int head = blockIdx.x, split = blockIdx.y;
+  const int head = static_cast<int>(blockIdx.x) % a.kv_heads,
+            split = static_cast<int>(blockIdx.x) / a.kv_heads;
   const int team = threadIdx.x / lanes, part = threadIdx.x % lanes;
-  allow_next_kernel();
-  int first, keys, each, used;  // used: splits that have keys
-  const auto share_keys = [&](int position) {
+  int position, first, keys, each, used;  // used: splits that have keys
+  const auto share_keys = [&] {
+    position = *static_cast<const volatile int*>(a.position);
     first = a.window == 0 ? 0 : static_cast<int>(position / a.window * a.window);
     keys = position + 1 - first;
     each = max(kFewestKeys, (keys + splits - 1) / splits);
     used = (keys + each - 1) / each;
   };
-  const auto offset_of = [&](int key) {
-    const int at = a.window == 0 ? key : static_cast<int>((first + key) % a.window);
-    const int64_t row = static_cast<int64_t>(__ldcg(a.block_table + at / a.block)) * a.block + at % a.block;
-    return (row * a.kv_heads + head) * D;
+  const auto place_of = [&](int key) {
+    return a.window == 0 ? key : static_cast<int>((first + key) % a.window);
   };
-  // Earlier keys do not depend on the step's earlier kernels. Position and table may still be the last
-  // step's; then the wrong rows come closer, which does no harm.
-  share_keys(*static_cast<const volatile int*>(a.position));
-  if (const int key = split * each + static_cast<int>(threadIdx.x) / 4; threadIdx.x < 128 && key < keys) {
-    const auto* const rows = static_cast<const __nv_bfloat16*>(threadIdx.x % 4 < 2 ? a.keys : a.values);
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(rows + offset_of(key) + threadIdx.x % 2 * (D / 2)));
+  const auto offset_in = [&](int block, int key) {
+    return ((static_cast<int64_t>(block) * a.block + place_of(key) % a.block) * a.kv_heads + head) * D;
+  };
+  const auto block_of = [&](int key) { return __ldcg(a.block_table + place_of(key) / a.block); };
+  auto* const cached_keys = static_cast<__nv_bfloat16*>(a.keys);
+  auto* const cached_values = static_cast<__nv_bfloat16*>(a.values);
+  // Of the next key of this team.
+  uint4 next_key{}, next_value{};
+  const auto load = [&](int block, int key) {
+    const int64_t from = offset_in(block, key) + part * 8;
+    next_key = __ldcg(reinterpret_cast<const uint4*>(cached_keys + from));
+    next_value = __ldcg(reinterpret_cast<const uint4*>(cached_values + from));
+  };
+  // Earlier keys do not depend on the step's earlier kernels, so they are loaded before those have ended.
+  // Position and table may still be the last step's; then all is done anew below.
+  Rotation<D> rotation;
+  share_keys();
+  rotation.set(a, position, lane);
+  const int guess = split * each + team;
+  int guessed_block = -1;
+  if (guess < min(keys - 1, (split + 1) * each)) {
+    guessed_block = block_of(guess);
+    load(guessed_block, guess);
   }
-  if (threadIdx.x >= 128 && threadIdx.x < 130) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.inverse_frequencies + (threadIdx.x - 128) * (D / 4)));
-  }
+  const int guessed_position = position;
   wait_for_previous_kernel();
-  const int position = *static_cast<const volatile int*>(a.position);
-  share_keys(position);
+  share_keys();
   if (split >= used) return;
+  if (position != guessed_position) rotation.set(a, position, lane);
   const int begin = split * each, end = min(keys, begin + each);
 
   const float temperature =
@@ -99,17 +131,19 @@ __global__ void __launch_bounds__(kThreads)
           : 1 + a.temperature_scale * log1pf(floorf(static_cast<float>(position + 1) / a.floor_scale));
   for (int i = warp; i < G + 2; i += kThreads / 32) {
     if (i < G) {
-      prepare_head<D>(a, a.qkv + (head * G + i) * D, q[i], position, temperature * rsqrtf(D), true, lane);
+      prepare_head<D>(a, a.qkv + (head * G + i) * D, q[i], rotation, temperature * rsqrtf(D), true, lane);
     } else {
-      prepare_head<D>(a, a.qkv + (a.heads + (i - G) * a.kv_heads + head) * D, fresh[i - G], position, 1.0f,
+      prepare_head<D>(a, a.qkv + (a.heads + (i - G) * a.kv_heads + head) * D, fresh[i - G], rotation, 1.0f,
                       i == G, lane);
     }
   }
+  if (const int key = begin + team; key < min(end, keys - 1)) {
+    const int block = block_of(key);
+    if (position != guessed_position || block != guessed_block) load(block, key);
+  }
   __syncthreads();
-  auto* const cached_keys = static_cast<__nv_bfloat16*>(a.keys);
-  auto* const cached_values = static_cast<__nv_bfloat16*>(a.values);
   if (end == keys) {  // this split has the new one
-    const int64_t to = offset_of(keys - 1);
+    const int64_t to = offset_in(block_of(keys - 1), keys - 1);
     for (int i = threadIdx.x; i < D; i += kThreads) {
       const __nv_bfloat16 k = __float2bfloat16_rn(fresh[0][i]), v = __float2bfloat16_rn(fresh[1][i]);
       cached_keys[to + i] = k;
@@ -131,18 +165,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int round = begin; round < end; round += teams) {
     const int key = round + team;
     const bool there = key < end;
-    float k[8] = {}, v[8] = {};
+    float k[8], v[8];
+    unpack8(next_key, k);
+    unpack8(next_value, v);
     if (there && key == keys - 1) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         k[i] = fresh[0][part * 8 + i];
         v[i] = fresh[1][part * 8 + i];
       }
-    } else if (there) {
-      const int64_t from = offset_of(key) + part * 8;
-      load8(cached_keys + from, k);
-      load8(cached_values + from, v);
     }
+    if (const int next = key + teams; next < min(end, keys - 1)) load(block_of(next), next);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       float score = 0;
@@ -238,26 +271,29 @@ __global__ void __launch_bounds__(kThreads)
     if (value < 2) to[D + value] = merged[g][value];
   });
   if (used == 1) return;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // for the whole block, whose writes the barrier has put before it
     last = atomicAdd(counters + head, 1) + 1 == static_cast<unsigned>(used);
     if (last) counters[head] = 0;
+    __threadfence();
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   const auto split_state = [&](int s, int g, int v) { return __ldcg(stored + (s * G + g) * state + v); };
   weigh(used, split_state);
+  // Not before: behind the weights that the next kernel fetches, each of the few loads here would wait for
+  // microseconds.
+  allow_next_kernel();
   merge(used, split_state,
         [&](int g, int value, float all) { a.out[(head * G + g) * D + value] = all / merged[g][1]; });
 }
 
 template <int D, int G>
 void run(const DecodeAttention& a, void* stream) {
-  const int64_t splits = std::clamp<int64_t>((a.context + kFewestKeys - 1) / kFewestKeys, 1, kMostSplits);
-  launch(attention_kernel<D, G>, dim3(a.kv_heads, static_cast<unsigned>(splits)), kThreads, 0, stream,
-         "attention", a, static_cast<int>(splits));
+  const auto splits =
+      static_cast<int>(std::clamp<int64_t>((a.context + kFewestKeys - 1) / kFewestKeys, 1, kMostSplits));
+  launch(attention_kernel<D, G>, dim3(a.kv_heads * splits), kThreads, 0, stream, "attention", a, splits);
 }
 
 template <int D>

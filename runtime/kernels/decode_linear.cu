@@ -17,6 +17,7 @@ struct Linear {
   float* out;
   bool add;
   unsigned long long* best;
+  bool idle_before;
 };
 
 // The larger value wins, and of equal ones the lower row.
@@ -54,20 +55,34 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   if (lane == 0) {
     for (int i = 0; i < a.stream.stages; ++i) issue();
   }
-  const NormWeights norm(a.normed, a.row.columns, warp, lane);
-  allow_next_kernel();
+  const NormWeights<F> norm(a.normed, a.row.columns);
+  const auto fetch_more = [&](int pieces) {
+    if (lane != 0) return;
+    int row = ahead, segment = ahead_segment;
+    for (int i = 0; i < pieces && row < end; ++i) {
+      bulk_prefetch(a.weights + row * row_bytes + segment * a.row.segment_bytes, a.row.segment_bytes);
+      if (++segment == a.row.segments) {
+        segment = 0;
+        row += kStreamWarps;
+      }
+    }
+  };
+  constexpr int most_pieces = 16;
+  if (a.idle_before) fetch_more(most_pieces);
+  if (Format<F>::allow_early) allow_next_kernel();
   wait_for_previous_kernel();
+  if (!a.idle_before) fetch_more(Format<F>::fetch_more);
   if (a.normed.residual != nullptr) {
     load_normed_x<F, B>(x, a.normed, norm, scratch, a.row.columns, warp, lane);
   } else if (a.x != nullptr) {
-    load_x<F, B>(x, a.x, a.row.columns, warp, lane);
+    load_x<F>(x, a.x, a.row.columns, B);
   } else {
     const auto* const from = reinterpret_cast<const uint4*>(a.x_bf16);
     for (int i = threadIdx.x; i < B * a.row.columns / 8; i += blockDim.x) {
       reinterpret_cast<uint4*>(x.values)[i] = __ldcg(from + i);
     }
-    __syncthreads();
   }
+  __syncthreads();
 
   unsigned long long best = 0;
   for (int row = begin + warp; row < end; row += kStreamWarps) {
@@ -102,12 +117,15 @@ void run(const DecodeLinear& linear, void* stream) {
   a.out = linear.out;
   a.add = linear.add;
   a.best = linear.best;
+  a.idle_before = linear.idle_before;
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(linear.columns, B) + B * kStreamWarps * 4;
   a.stream.stage_bytes = a.row.segment_bytes;
-  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
+  a.stream.kept = a.row.segments > 1;
+  set_stages(a.stream, rest, linear.after_small ? kSpreadShared : kHalfShared);
+  const int64_t least = linear.after_small ? kSpreadShared : 0;
   launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
-         a.stream.bytes() + rest, stream, "linear", a);
+         std::max(least, a.stream.bytes() + rest), stream, "linear", a);
 }
 
 }  // namespace

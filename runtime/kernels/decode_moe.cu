@@ -51,61 +51,15 @@ struct GateUp {
   RowShape row;
   StreamShape stream;
   NormedInput input;
-  int width, groups_per_slice;
+  int width;
   const std::byte* fixed;
   int fixed_jobs;
   const JobList* list;
   const float* input_weights;
   int experts;
-  HiddenActivations out;
+  void* out;
   const unsigned* ready;
 };
-
-// Quantizes the groups that this block's results have completed. ranges: pairs; jobs: the first job of each.
-template <WeightFormat F, int B>
-__device__ void finish_groups(const GateUp& a, const Range (&ranges)[2], unsigned char* last) {
-  constexpr int group = Format<F>::group;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int first_group[2], groups[2];
-  for (int part = 0; part < 2; ++part) {
-    const Range r = ranges[part];
-    first_group[part] = r.begin / group;
-    groups[part] = r.begin < r.end ? (r.end - 1) / group - r.begin / group + 1 : 0;
-  }
-  const int count = groups[0] + groups[1];
-  const auto group_of = [&](int i) {  // number through all jobs, fixed ones first
-    return i < groups[0] ? first_group[0] + i
-                         : a.fixed_jobs * a.groups_per_slice + first_group[1] + i - groups[0];
-  };
-  __threadfence();
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const int part = i < groups[0] ? 0 : 1;
-    const int begin = (first_group[part] + i - (part == 0 ? 0 : groups[0])) * group;
-    const int mine = min(ranges[part].end, begin + group) - max(ranges[part].begin, begin);
-    unsigned* const counter = a.out.finished + group_of(i);
-    const bool done = atomicAdd(counter, mine) + mine == group;
-    if (done) *counter = 0;
-    last[i] = done;
-  }
-  __syncthreads();
-  constexpr int lanes = group / 4;  // of a group
-  for (int i = warp; i < count * B; i += kStreamWarps) {
-    if (!last[i / B]) continue;
-    __threadfence();
-    const int number = group_of(i / B);
-    const int64_t to = (static_cast<int64_t>(number / a.groups_per_slice) * B + i % B) * a.width +
-                       number % a.groups_per_slice * group;
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(a.out.unquantized + to) + lane % lanes);
-    float scale, sum;
-    const uint32_t q = quantize4<group>(v, lane, scale, sum);
-    if (lane < lanes) reinterpret_cast<uint32_t*>(static_cast<std::byte*>(a.out.values) + to)[lane] = q;
-    if (lane == 0) {
-      a.out.scales[to / group] = scale;
-      if constexpr (Format<F>::minimums) a.out.sums[to / group] = sum;
-    }
-  }
-}
 
 template <WeightFormat F, int B>
 __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int blocks) {
@@ -170,10 +124,24 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     }
   };
   if (lane == 0) fill(false);
-  const NormWeights norm(a.input, a.row.columns, warp, lane);
-  allow_next_kernel();
+  const NormWeights<F> norm(a.input, a.row.columns);
+  if (Format<F>::allow_early) allow_next_kernel();
   wait_for_previous_kernel();
+  if (lane == 0) {
+    int row = ahead, matrix = ahead_matrix, segment = ahead_segment;
+    for (int i = 0; i < Format<F>::fetch_more && row < fixed.end; ++i) {
+      bulk_prefetch(a.fixed + row / a.width * layout.bytes() + layout.matrix(matrix) +
+                        row % a.width * row_bytes + segment * a.row.segment_bytes,
+                    a.row.segment_bytes);
+      if (++segment == a.row.segments) {
+        segment = 0;
+        matrix ^= 1;
+        if (matrix == 0) row += kStreamWarps;
+      }
+    }
+  }
   load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
+  __syncthreads();
   const auto refill = [&] {
     if (lane != 0) return;
     --in_flight;
@@ -210,16 +178,12 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
         const float g = gate[b] * weight;
         const float value = g / (1.0f + expf(-g)) * (up[b] * weight);
         if constexpr (Format<F>::quantized) {
-          a.out.unquantized[to + b * a.width] = value;
+          static_cast<float*>(a.out)[to + b * a.width] = value;
         } else {
-          static_cast<__nv_bfloat16*>(a.out.values)[to + b * a.width] = __float2bfloat16_rn(value);
+          static_cast<__nv_bfloat16*>(a.out)[to + b * a.width] = __float2bfloat16_rn(value);
         }
       }
     }
-  }
-  if constexpr (Format<F>::quantized) {
-    const Range ranges[2] = {fixed, listed};
-    finish_groups<F, B>(a, ranges, reinterpret_cast<unsigned char*>(x_memory));
   }
 }
 
@@ -256,7 +220,6 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.row = row_shape<F>(g.hidden);
   a.input = g.input;
   a.width = static_cast<int>(g.width);
-  a.groups_per_slice = a.width / Format<F>::group;
   a.fixed = g.fixed;
   a.fixed_jobs = g.fixed_jobs;
   a.list = g.list;
@@ -266,7 +229,8 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
   const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
   a.stream.stage_bytes = a.row.segment_bytes;
-  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
+  a.stream.kept = a.row.segments > 1;
+  set_stages(a.stream, rest);
   GateUpRoles roles;
   roles.times = g.times;
   if (g.router != nullptr) {
@@ -281,11 +245,10 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   host.out = g.host_out;
   if (g.host_list != nullptr) roles.host = g.host_blocks;
   const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
-  // One block on each multiprocessor leaves the next kernel its place there. (int4 is better off with more: it
-  // computes more for a byte.)
-  const int workers = processors() - (F == WeightFormat::int4 ? 0 : roles.routing);
-  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream, "gate and up",
-         a, host, roles);
+  // One block on each multiprocessor leaves the next kernel its place there.
+  const int workers = processors() - roles.routing;
+  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream,
+         "gate and up", a, host, roles);
 }
 
 struct Down {
@@ -297,11 +260,94 @@ struct Down {
   const unsigned* ready;
   const float* output_weights;
   int experts;
-  HiddenActivations hidden_activations;
+  const void* hidden_activations;
   float *residual, *fixed_sum, *partials;
   int most_jobs, most_rows;
   unsigned long long *begun, *ended;  // times to note, or null
 };
+
+// Some rows of a slice's down, as a stage has them.
+struct DownRows {
+  const std::byte *weights, *sides;
+  int row_shift;  // a row has 1 << row_shift pieces
+  int rows, row_side, columns;
+  int valid;  // pieces of a row
+};
+
+// Piece `piece` of row `row`, without int4's minimum.
+template <WeightFormat F>
+__device__ float down_scale(const DownRows& r, int row, int piece) {
+  return scale_of<F>(r.sides + row * r.row_side, piece);
+}
+template <WeightFormat F>
+__device__ float down_minimum(const DownRows& r, int row, int piece) {
+  return half_of(r.sides + (r.rows + row) * r.row_side, piece / 2);
+}
+
+// One warp: the rows' dot products to `to` [rows, B]. Rows of at most 32 pieces, 32 * N pieces in all: a lane
+// meets the same piece of x in all its rows.
+template <WeightFormat F, int B, int N>
+__device__ void down_rows(const DownRows& r, const SharedX& x, int lane, float* to) {
+  const int lanes = 1 << r.row_shift, piece = lane & (lanes - 1), row = lane >> r.row_shift,
+            step = 32 >> r.row_shift;
+  uint4 w[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) w[i] = *reinterpret_cast<const uint4*>(r.weights + (i * 32 + lane) * 16);
+#pragma unroll
+  for (int b = 0; b < B; ++b) {
+    const XPiece<F> mine(x, r.columns, b, piece);
+    float of_minimum = 0;
+    if constexpr (Format<F>::minimums) {
+      if (piece % 2 == 0) of_minimum = x.sums[b * (r.columns / 64) + piece / 2];
+    }
+    float sum[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum[i] = dot_piece<F>(w[i], mine, down_scale<F>(r, row + i * step, piece), 0.0f);
+      if constexpr (Format<F>::minimums) {
+        sum[i] = fmaf(down_minimum<F>(r, row + i * step, piece), of_minimum, sum[i]);
+      }
+      if (piece >= r.valid) sum[i] = 0;
+    }
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], distance);
+    }
+    if (piece != 0) continue;
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[(row + i * step) * B + b] = sum[i];
+  }
+}
+
+// The same for any rows.
+template <WeightFormat F, int B>
+__device__ void any_down_rows(const DownRows& r, const SharedX& x, int lane, float* to) {
+  const int row_pieces = 1 << r.row_shift, lanes = min(row_pieces, 32);
+  float sum[B] = {};
+  for (int i = lane; i < r.rows * row_pieces; i += 32) {
+    const int row = i >> r.row_shift, piece = i & (row_pieces - 1);
+    if (piece < r.valid) {
+      const uint4 w = *reinterpret_cast<const uint4*>(r.weights + i * 16);
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        sum[b] = dot_piece<F>(w, XPiece<F>(x, r.columns, b, piece), down_scale<F>(r, row, piece), sum[b]);
+        if constexpr (Format<F>::minimums) {
+          if (piece % 2 == 0) {
+            sum[b] = fmaf(down_minimum<F>(r, row, piece), x.sums[b * (r.columns / 64) + piece / 2], sum[b]);
+          }
+        }
+      }
+    }
+    if (((i - lane + 32) & (row_pieces - 1)) == 0 || row_pieces < 32) {  // the row is complete
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        for (int step = lanes / 2; step > 0; step /= 2) sum[b] += __shfl_xor_sync(~0u, sum[b], step);
+        if ((lane & (lanes - 1)) == 0) to[row * B + b] = sum[b];
+        sum[b] = 0;
+      }
+    }
+  }
+}
 
 template <WeightFormat F, int B>
 __device__ void down_block(const Down& a, std::byte* shared, int block, int blocks) {
@@ -355,7 +401,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     if (lane == 0) fill();
   };
   if (lane == 0) fill();
-  allow_next_kernel();
+  if (Format<F>::allow_early) allow_next_kernel();
   if (a.ready != nullptr) {  // the list is there long before the hidden activations are
     if (threadIdx.x == 0) {
       while (load_acquire(a.ready) == 0) __nanosleep(100);
@@ -366,26 +412,15 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   wait_for_previous_kernel();
   if (threadIdx.x == 0) note_time(a.begun);
   if (a.ready == nullptr && a.list != nullptr) read_list();
-  const HiddenActivations& h = a.hidden_activations;
-  for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
-    const uint4 v = __ldcg(reinterpret_cast<const uint4*>(h.values) + i);
-    int to = i * 16;
-    if (F == WeightFormat::int4) {
-      const int token = to / a.width, value = to % a.width;
-      to = token * a.width + place_of<F>(value, a.width);
-    }
-    *reinterpret_cast<uint4*>(x_q + to) = v;
-  }
   if constexpr (Format<F>::quantized) {
-    for (int i = threadIdx.x; i < jobs * B * groups; i += kThreads) {
-      x_scales[i] = __ldcg(h.scales + i);
-      if constexpr (Format<F>::minimums) x_sums[i] = __ldcg(h.sums + i);
+    load_x<F>({x_q, x_scales, x_sums}, static_cast<const float*>(a.hidden_activations), a.width, jobs * B);
+  } else {
+    for (int i = threadIdx.x; i < jobs * B * values_bytes / 16; i += kThreads) {
+      reinterpret_cast<uint4*>(x_q)[i] = __ldcg(static_cast<const uint4*>(a.hidden_activations) + i);
     }
   }
   __syncthreads();
 
-  const int row_pieces = 1 << a.row_shift, pieces = a.rows * row_pieces;
-  const int lanes = min(row_pieces, 32);  // that share a row
   int job = warp / chunks, chunk = warp % chunks;
   for (; job < jobs; chunk += kStreamWarps) {
     for (; chunk >= chunks; chunk -= chunks) ++job;
@@ -393,24 +428,15 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     const int valid = (job == jobs - 1 ? partial_groups : groups) * group / Format<F>::piece_values;
     const SharedX x = {x_q + job * B * values_bytes, x_scales + job * B * groups, x_sums + job * B * groups};
     const std::byte* const weights = stream.wait();
-    const std::byte* const sides = stream.side();
-    float sum[B] = {};
-#pragma unroll 4
-    for (int i = lane; i < pieces; i += 32) {
-      const int row = i >> a.row_shift, piece = i & (row_pieces - 1);
-      if (piece < valid) {
-        const std::byte* const scales = sides + row * row_side;
-        dot_piece<F, B>(*reinterpret_cast<const uint4*>(weights + i * 16), scales, scales + a.rows * row_side,
-                        x, a.width, piece, sum);
-      }
-      if (((i - lane + 32) & (row_pieces - 1)) == 0 || row_pieces < 32) {  // the row is complete
-#pragma unroll
-        for (int b = 0; b < B; ++b) {
-          for (int step = lanes / 2; step > 0; step /= 2) sum[b] += __shfl_xor_sync(~0u, sum[b], step);
-          if ((lane & (lanes - 1)) == 0) parts[(job * my_rows + chunk * a.rows + row) * B + b] = sum[b];
-          sum[b] = 0;
-        }
-      }
+    const DownRows rows = {weights, stream.side(), a.row_shift, a.rows, row_side, a.width, valid};
+    float* const to = parts + (job * my_rows + chunk * a.rows) * B;
+    const int rounds = a.row_shift > 5 ? 0 : (a.rows << a.row_shift) / 32;
+    if (rounds == 5) {
+      down_rows<F, B, 5>(rows, x, lane, to);
+    } else if (rounds == 4) {
+      down_rows<F, B, 4>(rows, x, lane, to);
+    } else {
+      any_down_rows<F, B>(rows, x, lane, to);
     }
     stream.pass();
     if (Format<F>::quantized) stream.next_side();
@@ -442,7 +468,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     if (a.residual != nullptr) {
 #pragma unroll 8
       for (int job = 0; job < routed_jobs; ++job) routed = __fadd_rn(routed, routed_value(job, i));
-      a.residual[at_of(i)] = __fadd_rn(a.residual[at_of(i)], __fadd_rn(fixed, routed));
+      a.residual[at_of(i)] = __fadd_rn(__fadd_rn(a.residual[at_of(i)], fixed), routed);
     }
     if (a.fixed_sum != nullptr) a.fixed_sum[at_of(i)] = fixed;
   }
@@ -462,13 +488,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// Needs much for activations; gate and up and qkv, its neighbours, are content with less than half.
+constexpr int64_t kDownShared = 120 * 1024;
+
 // Sets what depends on how many blocks there are; returns the shared memory of one.
 template <WeightFormat F, int B>
 int64_t share_rows(Down& a, int blocks) {
   a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
   const int64_t rest =
       static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4 + sizeof(SliceJob));
-  a.stream.stages = stages_that_fit(a.stream.stage_bytes, a.stream.side_bytes, rest);
+  set_stages(a.stream, rest, kDownShared);
   return a.stream.bytes() + rest;
 }
 

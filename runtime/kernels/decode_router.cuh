@@ -13,7 +13,8 @@
 namespace lighter::kernels {
 
 constexpr int kMostRouterBlocks = 16;
-constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;  // experts of a block
+constexpr int kScored = 4;  // experts of a block, where that is enough
+constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;
 static_assert(kMostDecodeTokens == 1);
 
 // Shared memory of a routing block.
@@ -25,7 +26,8 @@ struct RouterScratch {
 };
 
 inline int router_blocks(const DecodeRouter& r) {
-  return r.experts < kMostRouterBlocks ? r.experts : kMostRouterBlocks;
+  const int blocks = (r.experts + kScored - 1) / kScored;
+  return blocks < kMostRouterBlocks ? blocks : kMostRouterBlocks;
 }
 
 __device__ inline float warp_sum(float value) {

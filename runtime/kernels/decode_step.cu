@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
     __syncthreads();
     if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
   }
-  if (i < values) c.residual[i] = __fadd_rn(c.residual[i], __fadd_rn(fixed, routed));
+  if (i < values) c.residual[i] = __fadd_rn(__fadd_rn(c.residual[i], fixed), routed);
 }
 
 }  // namespace

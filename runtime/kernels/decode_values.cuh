@@ -15,28 +15,36 @@
 
 #include "runtime/error.h"
 #include "runtime/kernels/decode.h"
+#include "runtime/kernels/launch.cuh"
 #include "runtime/kernels/weight_stream.cuh"
 
 namespace lighter::kernels {
 
+// allow_early: the next kernel may begin to fetch weights before this one has loaded its activations. That
+// keeps the memory busy meanwhile, but makes these loads wait behind what is fetched: for int4, whose time is
+// less the memory's, the worse of the two. fetch_more: pieces that a warp brings into the second-level cache
+// before it loads activations. Both by measurement, on an H100.
 template <WeightFormat F>
 struct Format;
 template <>
 struct Format<WeightFormat::bf16> {
   static constexpr int group = 64, piece_values = 8;  // a group only divides work here
-  static constexpr bool quantized = false, minimums = false;
+  static constexpr bool quantized = false, minimums = false, allow_early = true;
+  static constexpr int fetch_more = 2;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return 2 * values; }
 };
 template <>
 struct Format<WeightFormat::int8> {
   static constexpr int group = 128, piece_values = 16;
-  static constexpr bool quantized = true, minimums = false;
+  static constexpr bool quantized = true, minimums = false, allow_early = true;
+  static constexpr int fetch_more = 0;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values; }
 };
 template <>
 struct Format<WeightFormat::int4> {
   static constexpr int group = 64, piece_values = 32;
-  static constexpr bool quantized = true, minimums = true;
+  static constexpr bool quantized = true, minimums = true, allow_early = false;
+  static constexpr int fetch_more = 0;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values / 2; }
 };
 
@@ -72,28 +80,71 @@ __device__ inline float max_nan(float a, float b) {
   return result;
 }
 
-// Lanes of one group hold 4 consecutive values each. Returns them as 4 int8; the first lane of the group gets
-// right scale and sum.
-template <int Group>
-__device__ uint32_t quantize4(float4 v, int lane, float& scale, float& sum) {
-  constexpr int lanes = Group / 4;
-  float most = max_nan(max_nan(fabsf(v.x), fabsf(v.y)), max_nan(fabsf(v.z), fabsf(v.w)));
+// a / b, rounded correctly, for normal b: what the library's division does, without its way out for the other
+// cases, which is a call. inverse: of b.
+__device__ inline float divide(float a, float b, float inverse) {
+  const float quotient = a * inverse;
+  return fmaf(fmaf(-quotient, b, a), inverse, quotient);
+}
+__device__ inline float inverse_of(float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return fmaf(fmaf(-b, inverse, 1.0f), inverse, inverse);
+}
+
+// A thread's share of a token's activations: 16 values of one group, in four runs of 4, so that the lanes
+// that share a group read whole sectors. Share number `share` begins with this value; its runs are run_stride
+// apart.
+template <WeightFormat F>
+struct Share {
+  static constexpr int lanes = Format<F>::group / 16;  // of a group
+  static constexpr int run_stride = lanes * 4;
+  __device__ static int first(int share) { return share / lanes * Format<F>::group + share % lanes * 4; }
+};
+
+// Past the first-level cache: other kernels write it while this one is under way.
+template <WeightFormat F>
+__device__ void load_share(const float* token, int share, float4 (&v)[4]) {
+  const int first = Share<F>::first(share);
 #pragma unroll
-  for (int step = lanes / 2; step > 0; step /= 2) most = max_nan(most, __shfl_xor_sync(~0u, most, step));
-  scale = __fdiv_rn(most, 127.0f);
-  const float values[4] = {v.x, v.y, v.z, v.w};
-  uint32_t packed = 0;
+  for (int i = 0; i < 4; ++i) {
+    v[i] = __ldcg(reinterpret_cast<const float4*>(token + first + i * Share<F>::run_stride));
+  }
+}
+
+// The lanes of a group: as int8, four to a word. scale and sum are the group's.
+template <WeightFormat F>
+__device__ void quantize_share(const float4 (&v)[4], uint32_t (&q)[4], float& scale, float& sum) {
+  constexpr float least = 1e-30f;  // smaller groups are zeros
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    most =
+        max_nan(most, max_nan(max_nan(fabsf(v[i].x), fabsf(v[i].y)), max_nan(fabsf(v[i].z), fabsf(v[i].w))));
+  }
+#pragma unroll
+  for (int step = Share<F>::lanes / 2; step > 0; step /= 2)
+    most = max_nan(most, __shfl_xor_sync(~0u, most, step));
+  scale = divide(most, 127.0f, 1.0f / 127.0f);
+  const float inverse = inverse_of(scale);
   int total = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int q = scale == 0 ? 0 : max(-127, min(127, __float2int_rn(__fdiv_rn(values[i], scale))));
-    packed |= (static_cast<uint32_t>(q) & 0xff) << (8 * i);
-    total += q;
-  }
+    const float values[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+    q[i] = 0;
 #pragma unroll
-  for (int step = lanes / 2; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
-  sum = __fmul_rn(scale, static_cast<float>(total));
-  return packed;
+    for (int j = 0; j < 4; ++j) {
+      const int one =
+          scale < least ? 0 : max(-127, min(127, __float2int_rn(divide(values[j], scale, inverse))));
+      q[i] |= (static_cast<uint32_t>(one) & 0xff) << (8 * j);
+    }
+    total = __dp4a(static_cast<int>(q[i]), 0x01010101, total);
+  }
+  if constexpr (Format<F>::minimums) {
+#pragma unroll
+    for (int step = Share<F>::lanes / 2; step > 0; step /= 2) total += __shfl_xor_sync(~0u, total, step);
+    sum = __fmul_rn(scale, static_cast<float>(total));
+  }
 }
 
 // Where value v of a token lies among its int8.
@@ -104,154 +155,176 @@ __device__ int place_of(int v, int columns) {
   return in_group / 32 * (columns / 2) + v / 64 * 32 + in_group % 32;
 }
 
-// One warp: 128 consecutive values from `first` on, 4 a lane.
+// All lanes of a warp, for their shares of a token; there: this lane has one.
 template <WeightFormat F>
-__device__ void put_x(const SharedX& x, int columns, int token, int first, float4 v, int lane) {
+__device__ void put_share(const SharedX& x, int columns, int token, int share, const float4 (&v)[4],
+                          bool there) {
+  const int first = Share<F>::first(share);
   if constexpr (F == WeightFormat::bf16) {
-    auto* const to = reinterpret_cast<__nv_bfloat162*>(x.values) + (token * columns + first) / 2 + lane * 2;
-    to[0] = __floats2bfloat162_rn(v.x, v.y);
-    to[1] = __floats2bfloat162_rn(v.z, v.w);
+    if (!there) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      auto* const to = reinterpret_cast<__nv_bfloat162*>(x.values) +
+                       (token * columns + first + i * Share<F>::run_stride) / 2;
+      to[0] = __floats2bfloat162_rn(v[i].x, v[i].y);
+      to[1] = __floats2bfloat162_rn(v[i].z, v[i].w);
+    }
   } else {
-    constexpr int group = Format<F>::group, lanes = group / 4;
-    float scale, sum;
-    const uint32_t q = quantize4<group>(v, lane, scale, sum);
-    const int value = first + lane * 4;
-    *reinterpret_cast<uint32_t*>(x.values + token * columns + place_of<F>(value, columns)) = q;
-    if (lane % lanes == 0) {
-      const int at = token * (columns / group) + value / group;
-      x.scales[at] = scale;
-      if constexpr (Format<F>::minimums) x.sums[at] = sum;
+    uint32_t q[4];
+    float scale, sum = 0;
+    quantize_share<F>(v, q, scale, sum);
+    if (!there) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int place = place_of<F>(first + i * Share<F>::run_stride, columns);
+      *reinterpret_cast<uint32_t*>(x.values + token * columns + place) = q[i];
+    }
+    if (share % Share<F>::lanes == 0) {
+      const int group = token * (columns / Format<F>::group) + share / Share<F>::lanes;
+      x.scales[group] = scale;
+      if constexpr (Format<F>::minimums) x.sums[group] = sum;
     }
   }
 }
 
-// Whole block; columns is a multiple of 128. Ends with a barrier.
-template <WeightFormat F, int B>
-__device__ void load_x(const SharedX& x, const float* from, int columns, int warp, int lane) {
-  for (int chunk = warp; chunk < B * (columns / 128); chunk += kStreamWarps) {
-    const int token = chunk / (columns / 128), first = chunk % (columns / 128) * 128;
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(from + token * columns + first) + lane);
-    put_x<F>(x, columns, token, first, v, lane);
+// Whole block: `tokens` rows of activations, one after the other. Does not end with a barrier.
+template <WeightFormat F>
+__device__ void load_x(const SharedX& x, const float* from, int columns, int tokens) {
+  const int shares = columns / 16, all = tokens * shares;
+  for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += kStreamWarps * 32) {
+    const int at = min(i, all - 1), token = at / shares, share = at % shares;
+    float4 v[4];
+    load_share<F>(from + static_cast<int64_t>(token) * columns, share, v);
+    put_share<F>(x, columns, token, share, v, i < all);
+    if (!Format<F>::allow_early) allow_next_kernel();
   }
-  __syncthreads();
 }
 
-// A warp's part of a norm's weights, loaded before the previous kernel has ended.
+// A thread's part of a norm's weights, loaded before the previous kernel has ended. columns <= 8192.
+template <WeightFormat F>
 struct NormWeights {
-  static constexpr int most = 64 / kStreamWarps;  // chunks of 128 of a warp: columns <= 8192
-  uint2 values[most];
+  uint2 values[4];
 
-  __device__ NormWeights(const NormedInput& input, int columns, int warp, int lane) {
-    const auto* const weights = reinterpret_cast<const uint2*>(input.weight);
+  __device__ NormWeights(const NormedInput& input, int columns) {
+    const auto* const weights = static_cast<const __nv_bfloat16*>(input.weight);
+    const bool there = weights != nullptr && static_cast<int>(threadIdx.x) < columns / 16;
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
-      const int chunk = warp + i * kStreamWarps;
-      values[i] = weights != nullptr && chunk < columns / 128 ? weights[chunk * 32 + lane] : uint2{};
+    for (int i = 0; i < 4; ++i) {
+      const int first = Share<F>::first(threadIdx.x) + i * Share<F>::run_stride;
+      values[i] = there ? *reinterpret_cast<const uint2*>(weights + first) : uint2{};
     }
   }
 };
 
 // The same of the normed residual: x * rsqrt(mean(x^2) + eps) * weight, in fp32. scratch: B * kStreamWarps
-// floats. Ends with a barrier.
+// floats.
 template <WeightFormat F, int B>
-__device__ void load_normed_x(const SharedX& x, const NormedInput& input, const NormWeights& weights,
+__device__ void load_normed_x(const SharedX& x, const NormedInput& input, const NormWeights<F>& weights,
                               float* scratch, int columns, int warp, int lane) {
-  constexpr int most = NormWeights::most;
-  const int chunks = columns / 128;
+  const int share = min(static_cast<int>(threadIdx.x), columns / 16 - 1);
+  const bool there = static_cast<int>(threadIdx.x) < columns / 16;
 #pragma unroll
   for (int token = 0; token < B; ++token) {
-    const auto* const from = reinterpret_cast<const float4*>(input.residual + token * columns);
-    float4 v[most];
+    float4 v[4];
+    load_share<F>(input.residual + token * columns, share, v);
     float squares = 0;
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
-      const int chunk = warp + i * kStreamWarps;
-      if (chunk < chunks) v[i] = __ldcg(from + chunk * 32 + lane);
-    }
-#pragma unroll
-    for (int i = 0; i < most; ++i) {
-      if (warp + i * kStreamWarps < chunks) {
-        squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
-      }
-    }
+    for (int i = 0; i < 4; ++i)
+      squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+    if (!there) squares = 0;
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
     if (lane == 0) scratch[token * kStreamWarps + warp] = squares;
     __syncthreads();
+    if (!Format<F>::allow_early) allow_next_kernel();
+    if (warp * 32 >= columns / 16) continue;
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kStreamWarps; ++i) sum += scratch[token * kStreamWarps + i];
     const float unit = rsqrtf(sum / static_cast<float>(columns) + input.eps);
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
-      const int chunk = warp + i * kStreamWarps;
-      if (chunk >= chunks) break;
+    for (int i = 0; i < 4; ++i) {
       const uint2 packed = weights.values[i];
       v[i].x *= unit * __uint_as_float(packed.x << 16);
       v[i].y *= unit * __uint_as_float(packed.x & 0xffff0000);
       v[i].z *= unit * __uint_as_float(packed.y << 16);
       v[i].w *= unit * __uint_as_float(packed.y & 0xffff0000);
-      put_x<F>(x, columns, token, chunk * 128, v[i], lane);
     }
+    put_share<F>(x, columns, token, share, v, there);
   }
-  __syncthreads();
 }
 
 __device__ inline float half_of(const std::byte* halves, int i) {
   return __half2float(reinterpret_cast<const __half*>(halves)[i]);
 }
 
-// One 16-byte piece of weights, number `piece` of its row, with the same piece of x. scales, minimums: the
-// row's.
-template <WeightFormat F, int B>
-__device__ void dot_piece(uint4 w, const std::byte* scales, const std::byte* minimums, const SharedX& x,
-                          int columns, int piece, float (&sum)[B]) {
+// What one 16-byte piece of weights meets.
+template <WeightFormat F>
+struct XPiece;
+template <>
+struct XPiece<WeightFormat::bf16> {
+  uint4 v;
+  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+      : v(*reinterpret_cast<const uint4*>(x.values + 2 * token * columns + piece * 16)) {}
+};
+template <>
+struct XPiece<WeightFormat::int8> {
+  int4 v;
+  float scale;
+  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+      : v(*reinterpret_cast<const int4*>(x.values + token * columns + piece * 16)),
+        scale(x.scales[token * (columns / 128) + piece / 8]) {}
+};
+template <>
+struct XPiece<WeightFormat::int4> {
+  int4 low, high;
+  float scale;
+  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+      : low(*reinterpret_cast<const int4*>(x.values + token * columns + piece * 16)),
+        high(*reinterpret_cast<const int4*>(x.values + token * columns + columns / 2 + piece * 16)),
+        scale(x.scales[token * (columns / 64) + piece / 2]) {}
+};
+
+__device__ inline int dp4a_unsigned(uint32_t a, int b, int sum) {
+  asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+
+// sum plus the piece's product, without int4's minimum. scale: of the weights.
+template <WeightFormat F>
+__device__ float dot_piece(uint4 w, const XPiece<F>& x, float scale, float sum) {
   if constexpr (F == WeightFormat::bf16) {
-    const uint32_t ws[4] = {w.x, w.y, w.z, w.w};
+    const uint32_t ws[4] = {w.x, w.y, w.z, w.w}, vs[4] = {x.v.x, x.v.y, x.v.z, x.v.w};
 #pragma unroll
-    for (int b = 0; b < B; ++b) {
-      const uint4 v = *reinterpret_cast<const uint4*>(x.values + 2 * b * columns + piece * 16);
-      const uint32_t vs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sum[b] = fmaf(__uint_as_float(ws[i] << 16), __uint_as_float(vs[i] << 16), sum[b]);
-        sum[b] = fmaf(__uint_as_float(ws[i] & 0xffff0000), __uint_as_float(vs[i] & 0xffff0000), sum[b]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      sum = fmaf(__uint_as_float(ws[i] << 16), __uint_as_float(vs[i] << 16), sum);
+      sum = fmaf(__uint_as_float(ws[i] & 0xffff0000), __uint_as_float(vs[i] & 0xffff0000), sum);
     }
+    return sum;
   } else if constexpr (F == WeightFormat::int8) {
-    const float scale = half_of(scales, piece / 8);
-#pragma unroll
-    for (int b = 0; b < B; ++b) {
-      const int4 v = *reinterpret_cast<const int4*>(x.values + b * columns + piece * 16);
-      int dot = __dp4a(static_cast<int>(w.x), v.x, 0);
-      dot = __dp4a(static_cast<int>(w.y), v.y, dot);
-      dot = __dp4a(static_cast<int>(w.z), v.z, dot);
-      dot = __dp4a(static_cast<int>(w.w), v.w, dot);
-      sum[b] = fmaf(scale * x.scales[b * (columns / 128) + piece / 8], static_cast<float>(dot), sum[b]);
-    }
+    int dot = __dp4a(static_cast<int>(w.x), x.v.x, 0);
+    dot = __dp4a(static_cast<int>(w.y), x.v.y, dot);
+    dot = __dp4a(static_cast<int>(w.z), x.v.z, dot);
+    dot = __dp4a(static_cast<int>(w.w), x.v.w, dot);
+    return fmaf(scale * x.scale, static_cast<float>(dot), sum);
   } else {
-    const int group = piece / 2;
-    const float scale = half_of(scales, group);
-    const float minimum = piece % 2 == 0 ? half_of(minimums, group) : 0.0f;
-    constexpr uint32_t low = 0x0f0f0f0f;
-#pragma unroll
-    for (int b = 0; b < B; ++b) {
-      const std::byte* const at = x.values + b * columns + piece * 16;
-      const int4 v = *reinterpret_cast<const int4*>(at);
-      const int4 u = *reinterpret_cast<const int4*>(at + columns / 2);
-      int dot = __dp4a(static_cast<int>(w.x & low), v.x, 0);
-      dot = __dp4a(static_cast<int>(w.y & low), v.y, dot);
-      dot = __dp4a(static_cast<int>(w.z & low), v.z, dot);
-      dot = __dp4a(static_cast<int>(w.w & low), v.w, dot);
-      int other = __dp4a(static_cast<int>(w.x >> 4 & low), u.x, 0);
-      other = __dp4a(static_cast<int>(w.y >> 4 & low), u.y, other);
-      other = __dp4a(static_cast<int>(w.z >> 4 & low), u.z, other);
-      other = __dp4a(static_cast<int>(w.w >> 4 & low), u.w, other);
-      const int at_group = b * (columns / 64) + group;
-      sum[b] = fmaf(scale * x.scales[at_group], static_cast<float>(dot + other), sum[b]);
-      sum[b] = fmaf(minimum, x.sums[at_group], sum[b]);
-    }
+    constexpr uint32_t low = 0x0f0f0f0f, high = 0xf0f0f0f0;  // the high ones count 16 times
+    int dot = dp4a_unsigned(w.x & low, x.low.x, 0), sixteen = dp4a_unsigned(w.x & high, x.high.x, 0);
+    dot = dp4a_unsigned(w.y & low, x.low.y, dot);
+    sixteen = dp4a_unsigned(w.y & high, x.high.y, sixteen);
+    dot = dp4a_unsigned(w.z & low, x.low.z, dot);
+    sixteen = dp4a_unsigned(w.z & high, x.high.z, sixteen);
+    dot = dp4a_unsigned(w.w & low, x.low.w, dot);
+    sixteen = dp4a_unsigned(w.w & high, x.high.w, sixteen);
+    return fmaf(scale * x.scale, static_cast<float>(dot + (sixteen >> 4)), sum);
   }
+}
+
+// Scale of a row's piece; scales: the row's.
+template <WeightFormat F>
+__device__ float scale_of(const std::byte* scales, int piece) {
+  if constexpr (F == WeightFormat::bf16) return 1.0f;
+  return half_of(scales, F == WeightFormat::int8 ? piece / 8 : piece / 2);
 }
 
 // A row in equal pieces of at most kStageBytes.
@@ -273,17 +346,23 @@ RowShape row_shape(int64_t columns) {
   return row;
 }
 
-// The stages of a ring beside `rest` bytes of shared memory: as many as leave room for the next kernel's
-// blocks on the same multiprocessor, or, where not even two do, two. Throws ConfigError if two are too many.
-inline int stages_that_fit(int stage_bytes, int side_bytes, int64_t rest) {
-  constexpr int64_t half = 111 * 1024, all = 226 * 1024;
-  const auto fits = [&](int stages, int64_t limit) {
-    return StreamShape{stages, stage_bytes, side_bytes}.bytes() + rest <= limit;
-  };
-  for (int stages = kMostStages; stages > 1; --stages) {
-    if (fits(stages, half)) return stages;
+// Shared memory of a block that leaves room for the next kernel's blocks on the same multiprocessor. A kernel
+// may take more if its neighbours need less.
+constexpr int64_t kHalfShared = 110 * 1024;
+// Of which no two fit, but one beside a half. A kernel that follows a small one finds whole multiprocessors
+// free; with less, some would get two of its blocks and some none, and the kernels after it would inherit
+// that.
+constexpr int64_t kSpreadShared = 116 * 1024;
+
+// Sets the stages of a ring beside `rest` bytes of shared memory: as many as fit into `limit`, or, where not
+// even two do, two. Throws ConfigError if two are too many.
+inline void set_stages(StreamShape& shape, int64_t rest, int64_t limit = kHalfShared) {
+  constexpr int64_t all = 226 * 1024;
+  for (shape.stages = kMostStages; shape.stages > 1; --shape.stages) {
+    if (shape.bytes() + rest <= limit) return;
   }
-  if (fits(2, all)) return 2;
+  shape.stages = 2;
+  if (shape.bytes() + rest <= all) return;
   throw ConfigError("a decode step needs " + std::to_string(rest) +
                     " bytes of shared memory for activations, more than " + std::to_string(all) +
                     "; set decode: eager");
@@ -306,6 +385,23 @@ void dispatch(WeightFormat format, int tokens, const Call& call) {
   }
 }
 
+// A lane's N pieces of a segment, number lane of each 32 from `first` on; without branches, so that their
+// loads overlap.
+template <WeightFormat F, int B, int N>
+__device__ void dot_pieces(const std::byte* weights, const std::byte* scales, const SharedX& x, int columns,
+                           int first, int lane, float (&sum)[B]) {
+  uint4 w[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) w[i] = *reinterpret_cast<const uint4*>(weights + (i * 32 + lane) * 16);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int piece = first + i * 32 + lane;
+    const float scale = scale_of<F>(scales, piece);
+#pragma unroll
+    for (int b = 0; b < B; ++b) sum[b] = dot_piece<F>(w[i], XPiece<F>(x, columns, b, piece), scale, sum[b]);
+  }
+}
+
 // One warp: the row's dot products, complete in every lane. refill: called by all lanes after each segment.
 template <WeightFormat F, int B, typename Refill>
 __device__ void dot_row(WarpStream& stream, const RowShape& row, const SharedX& x, int lane, float (&sum)[B],
@@ -316,12 +412,25 @@ __device__ void dot_row(WarpStream& stream, const RowShape& row, const SharedX& 
   for (int segment = 0; segment < row.segments; ++segment) {
     const std::byte* const weights = stream.wait();
     const std::byte* const scales = stream.side();
+    const int first = segment * pieces;
+    if (pieces == 160) {
+      dot_pieces<F, B, 5>(weights, scales, x, row.columns, first, lane, sum);
+    } else if (pieces == 128) {
+      dot_pieces<F, B, 4>(weights, scales, x, row.columns, first, lane, sum);
+    } else {
+      for (int i = lane; i < pieces; i += 32) {
+        dot_pieces<F, B, 1>(weights + (i - lane) * 16, scales, x, row.columns, first + i - lane, lane, sum);
+      }
+    }
+    if constexpr (Format<F>::minimums) {
+      for (int group = first / 2 + lane * 2; group < (first + pieces) / 2; group += 64) {
+        const auto halves = *reinterpret_cast<const __half2*>(scales + row.side + group * 2);
+        const float2 minimums = __half22float2(halves);
 #pragma unroll
-    for (int i = 0; i < kStageBytes / 512; ++i) {
-      const int piece = i * 32 + lane;
-      if (piece < pieces) {
-        dot_piece<F, B>(*reinterpret_cast<const uint4*>(weights + piece * 16), scales, scales + row.side, x,
-                        row.columns, segment * pieces + piece, sum);
+        for (int b = 0; b < B; ++b) {
+          const float2 sums = *reinterpret_cast<const float2*>(x.sums + b * (row.columns / 64) + group);
+          sum[b] = fmaf(minimums.x, sums.x, fmaf(minimums.y, sums.y, sum[b]));
+        }
       }
     }
     stream.pass();

@@ -28,12 +28,17 @@ inline int processors() {
 }
 
 // Launches so that the kernel may start before the previous one of the stream has ended; every kernel waits
-// for that end itself, at the latest before it touches what the previous one wrote.
+// for that end itself, at the latest before it touches what the previous one wrote. All kernels ask for the
+// same split of the first-level memory, the largest shared part: a multiprocessor cannot change it, and so
+// takes no block of the next kernel, while a block is on it.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes, void* stream,
             const char* what, const Arguments&... arguments) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes)),
+        what);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
         what);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,8 +1,8 @@
 // A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that its first lane
 // issues ahead. Weights never change, so the ring is filled before the previous kernel has ended.
 //
-// A stage holds one piece of weights. Scales (and minima) come with a piece when there are any, into the side ring,
-// whose slots are used in turn by the pieces that bring some.
+// A stage holds one piece of weights. Scales (and minima) come with a piece when there are any, into the side
+// ring, whose slots are used in turn by the pieces that bring some.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -42,6 +42,11 @@ __device__ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, 
       : "memory");
 }
 
+// Brings weights into the second-level cache. Both are multiples of 16.
+__device__ inline void bulk_prefetch(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -56,15 +61,18 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// The same for every warp of a launch; side_bytes: of one slot, scales and minima together.
+// The same for every warp of a launch; side_bytes: of one slot, scales and minima together. kept: scales
+// serve several pieces, so that a slot is still in use when its piece's stage is passed.
 struct StreamShape {
   int stages = 0;
   int stage_bytes = kStageBytes;
   int side_bytes = 0;
+  bool kept = false;
 
-  __host__ __device__ int side_slots() const { return stages + 1; }
+  __host__ __device__ int side_slots() const { return stages + kept; }
+  __host__ __device__ int barrier_bytes() const { return (stages + 1) / 2 * 16; }
   __host__ __device__ int bytes_per_warp() const {
-    return stages * stage_bytes + side_slots() * side_bytes + kMostStages * 8;
+    return stages * stage_bytes + side_slots() * side_bytes + barrier_bytes();
   }
   __host__ __device__ int bytes() const { return kStreamWarps * bytes_per_warp(); }
 };
@@ -78,7 +86,7 @@ class WarpStream {
              warp * shape.side_slots() * shape.side_bytes;
     barriers_ = to_shared(
         memory + kStreamWarps * (shape.stages * shape.stage_bytes + shape.side_slots() * shape.side_bytes) +
-        warp * kMostStages * 8);
+        warp * shape.barrier_bytes());
     if (lane == 0) {
       for (int i = 0; i < shape.stages; ++i) barrier_init(barriers_ + i * 8);
       barriers_are_made();

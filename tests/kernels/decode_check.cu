@@ -242,15 +242,9 @@ std::vector<double> slice_output(WeightFormat f, const std::vector<Matrix>& m, c
   return times(m[2], hidden, width, as_seen(f, h));
 }
 
-HiddenActivations room(WeightFormat f, int jobs, int64_t width) {
-  const int64_t groups = jobs * width / group_of(f);
-  HiddenActivations h;
-  h.values = device_zeros<char>(jobs * width * 2);
-  h.scales = device_zeros<float>(groups);
-  h.sums = device_zeros<float>(groups);
-  h.unquantized = device_zeros<float>(jobs * width);
-  h.finished = device_zeros<unsigned>(groups);
-  return h;
+// Of hidden activations.
+void* room(int jobs, int64_t width) {
+  return device_zeros<float>(jobs * width);
 }
 
 // Two of eight experts, a shared one, some slices missed and read from host memory.
@@ -316,7 +310,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   g.list = r.resident;
   g.input_weights = paged ? r.weights : nullptr;  // once on the input, once on the output
   g.experts = experts;
-  g.out = room(f, fixed + k * slices, width);
+  g.out = room(fixed + k * slices, width);
   DecodeDown d;
   d.format = f;
   d.hidden = hidden;
@@ -330,7 +324,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   d.hidden_activations = g.out;
   unsigned* const error = device_zeros<unsigned>(1);
   LayerTimes* const taken = device_zeros<LayerTimes>(1);
-  const HiddenActivations host_room = room(f, k * slices, width);
+  void* const host_room = room(k * slices, width);
   float* const post_x = device_zeros<float>(hidden);
   int* const post_experts = device_zeros<int>(k);
   float* const post_weights = device_zeros<float>(k);
@@ -348,7 +342,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
       d.fixed_sum = device_zeros<float>(hidden);
       d.partials = device_zeros<float>(k * slices * hidden);
       g.host_list = d.host_list = r.zero_copy;
-      g.host_out = d.host_activations = host_room;
+      d.host_activations = g.host_out = host_room;
       g.host_blocks = d.host_blocks = 16;
       r.post = {post_x, post_experts, post_weights, posted};
       r.times = g.times = d.times = taken;
@@ -409,9 +403,9 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
     failures += !std::equal(experts_posted.begin(), experts_posted.end(), order.begin());
     failures += to_host(posted, 1)[0] != step_number;
     const LayerTimes at = to_host(taken, 1)[0];
-    const bool in_order = at.routed > 0 && at.host_hidden > at.routed && at.host_down_begun >= at.host_hidden &&
-                          at.host_down > at.host_down_begun && at.device_hidden > at.routed &&
-                          at.device_down > at.device_hidden;
+    const bool in_order = at.routed > 0 && at.host_hidden > at.routed &&
+                          at.host_down_begun >= at.host_hidden && at.host_down > at.host_down_begun &&
+                          at.device_hidden > at.routed && at.device_down > at.device_hidden;
     if (!in_order) std::printf("FAILED: the times of the layer's parts are not in their order\n");
     failures += !in_order;
   }
@@ -440,7 +434,39 @@ double microseconds(const std::function<void(cudaStream_t)>& enqueue, int repeat
   return ms * 1000 / repeats;
 }
 
-// Layers of a model's sizes without attention itself: qkv, o, experts. weights: random bytes, enough for
+__global__ void fill_with_noise(uint64_t* to, int64_t count, uint64_t seed) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    uint64_t z = seed + static_cast<uint64_t>(i) * 0x9e3779b97f4a7c15ull;  // splitmix64
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    to[i] = (z ^ z >> 31) & 0xbfffbfffbfffbfffull;  // neither infinite nor NaN as bf16 or half
+  }
+}
+
+// Attention of 128 values a head, over keys and values of 8 heads, which are zeros.
+DecodeAttention plain_attention(int heads, int64_t context) {
+  DecodeAttention a;
+  a.qkv = to_device(normal((heads + 2 * 8) * 128, 1));
+  a.position = to_device(std::vector<int>{static_cast<int>(context) - 1});
+  a.keys = device_zeros<__nv_bfloat16>(context * 8 * 128);
+  a.values = device_zeros<__nv_bfloat16>(context * 8 * 128);
+  std::vector<int> table(context / 256);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int>(i);
+  a.block_table = to_device(table);
+  a.block = 256;
+  a.heads = heads;
+  a.kv_heads = 8;
+  a.head_dim = 128;
+  a.rope = true;
+  a.inverse_frequencies = device_zeros<float>(64);
+  a.context = context;
+  a.workspace = device_zeros<std::byte>(decode_attention_workspace_bytes(heads, 8, 128));
+  a.out = device_zeros<float>(heads * 128);
+  return a;
+}
+
+// Layers of a model's sizes: qkv, attention over 256 keys, o, experts. weights: random bytes, enough for
 // several layers, so that caches do not help.
 void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, int64_t o_columns,
                  int64_t ffn, bool moe) {
@@ -458,17 +484,22 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
                               bytes_of(static_cast<double>(hidden) * o_columns) +
                               slice * slices * (moe ? 2 : 1);
   std::byte* const memory = device_zeros<std::byte>(layer_bytes * layers);
+  fill_with_noise<<<1024, 256>>>(reinterpret_cast<uint64_t*>(memory), layer_bytes * layers / 8, engine());
+  check(cudaDeviceSynchronize());
   float* const residual = to_device(normal(hidden, 1));
-  float* const qkv_out = device_zeros<float>(std::max(qkv, o_columns));
+  DecodeAttention attention = plain_attention(static_cast<int>(o_columns / 128), 256);
+  float* const qkv_out = device_zeros<float>(qkv);
+  attention.qkv = qkv_out;
   void* const weight = to_device(norm_weight(hidden));
   unsigned* const step = to_device(std::vector<unsigned>{1});
   std::vector<DecodeRouter> routers(layers);
   std::vector<JobList*> lists;
-  const HiddenActivations h = room(f, slices * 2, f == WeightFormat::bf16 ? ffn : width);
+  void* const h = room(slices * 2, f == WeightFormat::bf16 ? ffn : width);
   unsigned* const ready = device_zeros<unsigned>(layers);
   void* const router_weight = device_zeros<__nv_bfloat16>(16 * hidden);
   float* const router_logits = device_zeros<float>(16);
   unsigned* const arrived = device_zeros<unsigned>(1);
+  unsigned char parts = 31;
   const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out,
                           bool add, cudaStream_t stream) {
     DecodeLinear l;
@@ -485,6 +516,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     }
     l.out = out;
     l.add = add;
+    l.after_small = add && (parts & 16);
     decode_linear(l, stream);
   };
   for (int i = 0; i < layers && moe; ++i) {
@@ -507,7 +539,6 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     r.arrived = arrived;
     r.step = step;
   }
-  unsigned char parts = 15;
   const auto layer = [&](int i, cudaStream_t stream) {
     const std::byte* at = memory + i * layer_bytes;
     if (parts & 4) {
@@ -535,7 +566,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
         l.rows = hidden;
         l.columns = ffn;
         l.weights = at + 2 * ffn * hidden * 2;
-        l.x_bf16 = h.values;
+        l.x_bf16 = h;
         l.out = residual;
         l.add = true;
         decode_linear(l, stream);
@@ -558,8 +589,9 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     }
     at += slice * slices * (moe ? 2 : 1);
     if (parts & 1) linear(at, qkv, hidden, nullptr, qkv_out, false, stream);
+    if (parts & 16) decode_attention(attention, stream);
     at += bytes_of(static_cast<double>(hidden) * qkv);
-    if (parts & 2) linear(at, hidden, o_columns, qkv_out, residual, true, stream);
+    if (parts & 2) linear(at, hidden, o_columns, attention.out, residual, true, stream);
   };
   const double qkv_bytes = bytes_of(static_cast<double>(hidden) * qkv),
                o_bytes = bytes_of(static_cast<double>(hidden) * o_columns);
@@ -573,7 +605,9 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
                {"gate and up", 4, moe_bytes * 2 / 3},
                {"down", 8, moe_bytes / 3},
                {"gate, up, down", 12, moe_bytes},
-               {"all", 15, qkv_bytes + o_bytes + moe_bytes}};
+               {"qkv, attention, o", 19, qkv_bytes + o_bytes},
+               {"all but attention", 15, qkv_bytes + o_bytes + moe_bytes},
+               {"all", 31, qkv_bytes + o_bytes + moe_bytes}};
   for (const auto& work : works) {
     parts = work.parts;
     if (moe) {  // the list must be there when its maker is left out
@@ -585,7 +619,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
                           },
                           20) /
                       layers;
-    std::printf("%-10s %-5s %-15s %7.1f us a layer, %5.0f GB/s\n", name, name_of(f), work.name, us,
+    std::printf("%-10s %-5s %-17s %7.1f us a layer, %5.0f GB/s\n", name, name_of(f), work.name, us,
                 work.bytes / us / 1e3);
   }
   check(cudaFree(memory));
@@ -687,32 +721,15 @@ void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool
   }
 }
 
-void time_attention(int heads, int kv_heads, int64_t context) {
-  DecodeAttention a;
-  const int position = static_cast<int>(context) - 1;
-  a.qkv = to_device(normal((heads + 2 * kv_heads) * 128, 1));
-  a.position = to_device(std::vector<int>{position});
-  a.keys = device_zeros<__nv_bfloat16>(context * kv_heads * 128);
-  a.values = device_zeros<__nv_bfloat16>(context * kv_heads * 128);
-  std::vector<int> table(context / 256);
-  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int>(i);
-  a.block_table = to_device(table);
-  a.block = 256;
-  a.heads = heads;
-  a.kv_heads = kv_heads;
-  a.head_dim = 128;
-  a.rope = true;
-  a.inverse_frequencies = device_zeros<float>(64);
-  a.context = 8192;
-  a.workspace = device_zeros<std::byte>(decode_attention_workspace_bytes(heads, kv_heads, 128));
-  a.out = device_zeros<float>(heads * 128);
+void time_attention(int heads, int64_t context) {
+  const DecodeAttention a = plain_attention(heads, context);
   const double us = microseconds(
                         [&](cudaStream_t s) {
                           for (int i = 0; i < 48; ++i) decode_attention(a, s);
                         },
                         20) /
                     48;
-  std::printf("attention %d/%d, %lld keys: %.1f us\n", heads, kv_heads, static_cast<long long>(context), us);
+  std::printf("attention %d/8, %lld keys: %.1f us\n", heads, static_cast<long long>(context), us);
 }
 
 int main() {
@@ -737,8 +754,8 @@ int main() {
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);
   for (const int64_t context : {256, 2048, 8192}) {
-    time_attention(40, 8, context);
-    time_attention(32, 8, context);
+    time_attention(40, context);
+    time_attention(32, context);
   }
   std::printf(failures == 0 ? "all good\n" : "%d FAILED\n", failures);
   return failures != 0;
