@@ -194,7 +194,7 @@ Calibration default_calibration(bool cuda) {
     return c;
   }
   // One H100 80GB HBM3 SXM on PCIe 5, 16 cores (15 for the experts), 2026-11, as `lighter calibrate` measured it.
-  // Fixed costs: what remains after the rates of the steps in bench/results/h100.json.
+  // Fixed costs: what remains after the rates of the steps in bench/results/scout-h100 (graph) and h100.json (eager).
   c.device = "an H100 80GB on PCIe 5 with 16 cores";
   c.cpu = "16 cores with AVX-512 VNNI";
   c.threads = 15;
@@ -203,13 +203,13 @@ Calibration default_calibration(bool cuda) {
   c.link = 54.4;
   c.both_read = 158.6;
   c.zero_copy = 49.9;
-  c.kernels.figures = {2813, 2534, 2234};
-  c.cpu_experts.figures = {std::nullopt, 84, 59};
-  c.beside_copies.figures = {std::nullopt, SharedRate{74, 50}, SharedRate{65, 50}};
-  c.beside_zero_copy.figures = {std::nullopt, SharedRate{75, 45}, SharedRate{66, 45}};
+  c.kernels.figures = {2900, 2800, 2550};
+  c.cpu_experts.figures = {std::nullopt, 112, 97};
+  c.beside_copies.figures = {std::nullopt, SharedRate{93, 47}, SharedRate{83, 47}};
+  c.beside_zero_copy.figures = {std::nullopt, SharedRate{95, 46}, SharedRate{85, 46}};
   c.kv_read = 645;
   c.tensor_tflops = 870;
-  c.graph = {25, 2, 58, 11.4, 20};
+  c.graph = {8, 8.5, 55, 11, 20};
   c.eager = {200, 120, 60, 20, 50};
   return c;
 }

@@ -43,7 +43,7 @@ struct FixedCosts {
 };
 
 struct Calibration {
-  static constexpr int kVersion = 1;  // of the figures' meaning; another version's file is not used
+  static constexpr int kVersion = 2;  // of the figures' meaning; another version's file is not used
 
   // The machine.
   std::string device, cpu;
