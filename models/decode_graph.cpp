@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <span>
 
 #include "models/rope.h"
 #include "runtime/error.h"
@@ -89,7 +90,7 @@ struct DeviceRoom {
   unsigned *error, *late, *ready, *arrived;
   float* router_logits;
   // Hidden activations, as the kernels take them.
-  std::byte *fixed[3] = {};  // by format, of networks that every token passes
+  std::byte* fixed[3] = {};  // by format, of networks that every token passes
   std::byte *routed, *from_host;
   kernels::JobList *resident, *zero_copy;
   int *chosen, *positions;
@@ -178,7 +179,7 @@ uint64_t counted(const DecodeGraphShape& shape) {
 class CudaDecodeGraph : public DecodeGraph {
  public:
   CudaDecodeGraph(const DecodeGraphShape& shape, const LoadedWeights& weights, KvCache& kv,
-                  const ExpertExecutor* executor, const RoutingSchedule& schedule, const MissSharing& sharing,
+                  ExpertExecutor* executor, const RoutingSchedule& schedule, const MissSharing& sharing,
                   Device& device)
       : shape_(shape),
         spec_(shape.spec),
@@ -250,6 +251,7 @@ class CudaDecodeGraph : public DecodeGraph {
     if (on_host_.output->error != 0) throw_late(static_cast<int>(on_host_.output->error) - 1);
     share_.step_ended(static_cast<int>(on_host_.output->late), shape_.experts.layers);
     count();
+    if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen());
     return on_host_.output->ids[0];
   }
 
@@ -269,8 +271,13 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
  private:
-  // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a worker,
-  // for whom all the others wait.
+  // [layers, k]
+  std::span<const int> chosen() const {
+    return {on_host_.chosen, static_cast<size_t>(shape_.experts.layers * spec_.experts_per_token)};
+  }
+
+  // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a
+  // worker, for whom all the others wait.
   void await_step() {
     if (!working_) return check(cudaStreamSynchronize(stream_), "running");
     check(cudaEventRecord(ended_, stream_), "recording");
@@ -350,7 +357,8 @@ class CudaDecodeGraph : public DecodeGraph {
     if (read > 0) {
       counters_.stall_s += seconds(at.device_hidden, at.host_hidden);
       counters_.demand_busy_bytes += read;
-      counters_.demand_busy_s += seconds(at.routed, at.host_hidden) + seconds(at.host_down_begun, at.host_down);
+      counters_.demand_busy_s +=
+          seconds(at.routed, at.host_hidden) + seconds(at.host_down_begun, at.host_down);
       misses = std::max<uint64_t>(misses, at.host_down);
     }
     counters_.stall_s += seconds(at.device_down, misses);
@@ -674,7 +682,7 @@ class CudaDecodeGraph : public DecodeGraph {
   const ModelSpec& spec_;
   const LoadedWeights& weights_;
   KvCache& kv_;
-  const ExpertExecutor* executor_;
+  ExpertExecutor* executor_;
   const RoutingSchedule schedule_;
   Device& device_;
   const TableLayout tables_;
@@ -742,7 +750,7 @@ uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape) {
 }
 
 std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
-                                               KvCache& kv, const ExpertExecutor* executor,
+                                               KvCache& kv, ExpertExecutor* executor,
                                                const RoutingSchedule& schedule, const MissSharing& sharing,
                                                Device& device) {
   return std::make_unique<CudaDecodeGraph>(shape, weights, kv, executor, schedule, sharing, device);

@@ -61,7 +61,7 @@ uint64_t decode_graph_host_bytes(const DecodeGraphShape& shape);
 
 // All references must outlive it. Throws CapacityError, and ConfigError in a build without CUDA.
 std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape& shape, const LoadedWeights& weights,
-                                               KvCache& kv, const ExpertExecutor* executor,
+                                               KvCache& kv, ExpertExecutor* executor,
                                                const RoutingSchedule& schedule, const MissSharing& sharing,
                                                Device& device);
 

@@ -16,7 +16,7 @@ uint64_t decode_graph_host_bytes(const DecodeGraphShape&) {
 }
 
 std::unique_ptr<DecodeGraph> make_decode_graph(const DecodeGraphShape&, const LoadedWeights&, KvCache&,
-                                               const ExpertExecutor*, const RoutingSchedule&, const MissSharing&, Device&) {
+                                               ExpertExecutor*, const RoutingSchedule&, const MissSharing&, Device&) {
   throw ConfigError("this build has no CUDA; build with LIGHTER_CUDA=ON or set decode: eager");
 }
 

@@ -101,9 +101,9 @@ std::optional<int> ExpertCache::take(SliceId slice, bool& stolen_from_prefetch) 
   return slot;
 }
 
-void ExpertCache::try_admit(SliceId slice) {
+bool ExpertCache::try_admit(SliceId slice) {
   const auto chosen = policy_->victim(slice.owner(), candidates_);
-  if (!chosen) return;
+  if (!chosen) return false;
   const SliceId victim = candidates_[*chosen];
   candidates_[*chosen] = candidates_.back();
   candidates_.pop_back();
@@ -116,6 +116,7 @@ void ExpertCache::try_admit(SliceId slice) {
   free_slot(outgoing);
   ++evictions_;
   changed_ = true;
+  return true;
 }
 
 void ExpertCache::release(SliceId slice) {

@@ -58,9 +58,11 @@ class ExpertCache {
   // A slot for an absent slice of the layer begun. Nothing when all spare slots are in use by this layer;
   // a slot that a prefetch for a later layer holds is taken from it and named in `stolen_from_prefetch`.
   std::optional<int> take(SliceId slice, bool& stolen_from_prefetch);
+  // Whether the policy would admit a slice of the layer begun.
+  bool would_admit(SliceId slice) const { return policy_->victim(slice.owner(), candidates_).has_value(); }
   // Lets the policy admit a slice of the layer begun whose slot was taken or prefetched: its slot becomes
-  // resident and the victim's becomes spare.
-  void try_admit(SliceId slice);
+  // resident and the victim's becomes spare. Whether it did.
+  bool try_admit(SliceId slice);
   // The slice's last use in this step has been queued: a slot that was not admitted is free again.
   void release(SliceId slice);
 
@@ -98,17 +100,17 @@ class ExpertCache {
   std::byte* const base_;
   std::unique_ptr<EvictionPolicy> policy_;
   std::vector<Slot> slots_;
-  std::vector<int> slot_of_;         // by grid index; -1: on the host only
-  std::deque<int> free_;             // oldest first: its last reader is the likeliest to have finished
+  std::vector<int> slot_of_;                // by grid index; -1: on the host only
+  std::deque<int> free_;                    // oldest first: its last reader is the likeliest to have finished
   std::vector<std::vector<int>> unplaced_;  // per layer, before the first step
   std::vector<std::vector<int>> residents_;  // per layer: slots
-  std::vector<int> prefetched_;      // slots
+  std::vector<int> prefetched_;              // slots
   ResidencyVersion published_;
   bool changed_ = true;
   uint64_t step_ = 0;
   int layer_ = -1;
-  std::vector<bool> routed_;             // by expert, of the layer begun
-  std::vector<SliceId> candidates_;      // for eviction in the layer begun
+  std::vector<bool> routed_;         // by expert, of the layer begun
+  std::vector<SliceId> candidates_;  // for eviction in the layer begun
   uint64_t evictions_ = 0;
 };
 

@@ -26,6 +26,7 @@ class ExpertPager : public ExpertExecutor {
   void prepare(const StepLimits& limits, std::vector<SharedExpert> shared) override;
   void enqueue(int layer, const MoeStep& step, at::Tensor& out) override;
   void between_steps() override;
+  void learn(std::span<const int> experts) override { pager_.learn(experts); }
   bool capturable() const override { return false; }  // The host reads the routing to page.
   int hint_depth() const override { return hint_depth_; }
   ExpertCounters counters() const override;

@@ -102,6 +102,7 @@ SlicePager::~SlicePager() {
   device_.host_budget().give_back(kept_bytes_);
   std::lock_guard lock(mutex_);
   ++step_;  // Guesses still under way now come too late.
+  drop_promotions();
   for (auto& events : slot_events_) {
     if (events.prefetch) transfers_.cancel(*events.prefetch);  // Nobody waits for them any more.
   }
@@ -113,6 +114,7 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, 
   {
     std::lock_guard lock(mutex_);
     layer_ = layer;
+    drop_promotions();
     std::vector<int> dropped;
     needs = cache_.begin_layer(layer, experts, dropped);
     for (const int slot : dropped) cancel_prefetch(slot);
@@ -209,13 +211,17 @@ void SlicePager::hint(int layer, std::vector<int> experts) {
   if (prefetcher_) prefetcher_->request(step_, layer, std::move(experts));
 }
 
-void SlicePager::between_steps() {
+void SlicePager::count_copies() {
   transfers_.rethrow();
   const TransferCounters copied = transfers_.counters();
   counters_.demand_bytes = copied.demand_bytes;
   counters_.prefetch_bytes = copied.prefetch_bytes;
   counters_.demand_busy_s = copied.demand_busy_s;
   counters_.demand_busy_bytes = copied.demand_busy_bytes;
+}
+
+void SlicePager::between_steps() {
+  count_copies();
   for (size_t i = 0; i < stalls_used_; ++i) {
     counters_.stall_s += device_.milliseconds_between(*stalls_[i].begin, *stalls_[i].end) / 1000;
   }
@@ -225,6 +231,70 @@ void SlicePager::between_steps() {
   cache_.end_step();
   ++step_;
   layer_ = -1;
+}
+
+void SlicePager::learn(std::span<const int> experts) {
+  count_copies();
+  if (options_.policy == PolicyKind::static_) return;
+  std::lock_guard lock(mutex_);
+  if (++learned_steps_ % kLearningSteps == 0) {
+    promote(experts);
+  } else {
+    const size_t k = experts.size() / grid_.layers;
+    for (size_t i = 0; i < experts.size(); ++i) cache_.touch({static_cast<int>(i / k), experts[i]});
+  }
+  counters_.evictions = cache_.evictions();
+  cache_.end_step();
+  ++step_;
+  layer_ = -1;
+}
+
+// The layers take turns at being first, because there is not room for copies of all.
+void SlicePager::promote(std::span<const int> experts) {
+  const size_t k = experts.size() / grid_.layers;
+  int left = kMostPromotions, next = first_to_promote_;
+  for (int i = 0; i < grid_.layers; ++i) {
+    const int layer = (first_to_promote_ + i) % grid_.layers;
+    promote_layer(layer, experts.subspan(layer * k, k), left);
+    if (left > 0 && cache_.free_slots() > 0) next = (layer + 1) % grid_.layers;
+  }
+  first_to_promote_ = next;
+}
+
+void SlicePager::promote_layer(int layer, std::span<const int> experts, int& left) {
+  std::vector<int> chosen(experts.begin(), experts.end());
+  std::sort(chosen.begin(), chosen.end());
+  std::vector<int> dropped;
+  const std::vector<SliceNeed> needs = cache_.begin_layer(layer, chosen, dropped);
+  for (const int slot : dropped) cancel_prefetch(slot);
+  std::erase_if(promotions_, [&](const Promotion& promotion) {
+    if (promotion.slice.layer != layer || !*promotion.ended) return false;
+    const bool whole = promotion.copy->issued_bytes == grid_.slice_bytes;  // not where the engine has failed
+    if (!whole || !cache_.try_admit(promotion.slice)) {
+      cache_.release(promotion.slice);
+      counters_.prefetch_wasted_bytes += grid_.slice_bytes;
+    }
+    return true;
+  });
+  for (const SliceNeed& need : needs) {
+    if (need.presence != Presence::absent) continue;
+    if (left == 0 || cache_.free_slots() == 0 || !cache_.would_admit(need.slice)) return;
+    bool stolen = false;
+    const int slot = *cache_.take(need.slice, stolen);
+    const auto ended = std::make_shared<std::atomic<bool>>(false);
+    auto copy = transfers_.prefetch(copy_into(slot, need.slice), [ended] { *ended = true; });
+    promotions_.push_back({need.slice, slot, std::move(copy), ended});
+    --left;
+  }
+}
+
+// A step that visits layers needs the spare slots itself.
+void SlicePager::drop_promotions() {
+  for (const Promotion& promotion : promotions_) {
+    counters_.prefetch_wasted_bytes += transfers_.cancel(*promotion.copy);
+    cache_.release(promotion.slice);
+  }
+  promotions_.clear();
 }
 
 bool SlicePager::consistent() const {

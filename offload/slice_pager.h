@@ -1,11 +1,12 @@
 // Brings the slices that a layer needs before the device, in the order of their sum. The part of ExpertPager
 // that knows no tensors.
 //
-// visit(), hint(), between_steps() and load() are for one thread, the step's; the prefetcher's threads come
-// in by themselves. Every slice of a step is visited or left over exactly once, in ascending order of expert
-// and slice.
+// visit(), hint(), between_steps(), learn() and load() are for one thread, the step's; the prefetcher's
+// threads come in by themselves. Every slice of a step is visited or left over exactly once, in ascending
+// order of expert and slice.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -85,6 +86,16 @@ class SlicePager {
   // what a worker met.
   void between_steps();
 
+  // In place of all this, after a step that read slices where they lay by the residency last published, and
+  // chose these experts: [layers, k]. Where the policy lets the residents change, some of what such steps
+  // miss is copied behind the coming ones, into spare slots, and is resident once it is there: every
+  // kLearningSteps steps what has come is published, and up to kMostPromotions copies begin. No step waits
+  // for them.
+  void learn(std::span<const int> experts);
+  static constexpr int kLearningSteps = 8, kMostPromotions = 32;
+  // Slices that learn() has on their way.
+  size_t promoting() const { return promotions_.size(); }
+
   ExpertCounters counters() const { return counters_; }
   ResidencyVersion residency() const { return cache_.residency(); }
   const ExpertStore& store() const { return *store_; }
@@ -96,6 +107,13 @@ class SlicePager {
     std::unique_ptr<Event> own_use;
     const Event* last_use = nullptr;
     std::shared_ptr<PrefetchCopy> prefetch;
+  };
+  // A slice on its way to become resident.
+  struct Promotion {
+    SliceId slice;
+    int slot = -1;
+    std::shared_ptr<PrefetchCopy> copy;
+    std::shared_ptr<std::atomic<bool>> ended;
   };
   struct Stall {
     std::unique_ptr<Event> begin;
@@ -111,6 +129,10 @@ class SlicePager {
   void cancel_prefetch(int slot);
   void stream_ahead(int layer, bool leaving);
   bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
+  void count_copies();
+  void promote(std::span<const int> experts);
+  void promote_layer(int layer, std::span<const int> experts, int& left);
+  void drop_promotions();
 
   Device& device_;
   const ExpertGrid grid_;
@@ -128,6 +150,9 @@ class SlicePager {
   uint64_t step_ = 0;
   int layer_ = -1;
   double device_share_ = 1;
+  std::vector<Promotion> promotions_;
+  int learned_steps_ = 0;
+  int first_to_promote_ = 0;  // a layer
 
   std::vector<Stall> stalls_;
   size_t stalls_used_ = 0;

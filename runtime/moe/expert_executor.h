@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "runtime/moe/expert_counters.h"
@@ -61,12 +62,17 @@ class ExpertExecutor {
   // worker met.
   virtual void between_steps() = 0;
 
+  // A step whose layers did not come through enqueue(), as a decode graph's do not, chose these experts:
+  // [layers, k]. Call it after the step, in place of between_steps(); places may change then, and nothing may
+  // still use the old ones.
+  virtual void learn(std::span<const int>) {}
+
   virtual bool capturable() const = 0;
   // How many layers ahead hints are useful; 0: none.
   virtual int hint_depth() const { return 0; }
   virtual ExpertCounters counters() const = 0;
 
-  // What they say holds until the next enqueue().
+  // What they say holds until the next enqueue() or learn().
   virtual SlicePlaces slice_places() const = 0;
   virtual uint64_t places_version() const = 0;
 };

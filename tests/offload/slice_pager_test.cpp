@@ -94,6 +94,110 @@ TEST_CASE("static residency never changes, and keeps no second copy of it on the
   CHECK(rig.pager().store().bytes() == kGrid.total_bytes() / 2);
 }
 
+namespace {
+
+// As a decode graph's step does it: whatever is listed as resident is read between two calls of learn().
+void expect_residents_have_their_bytes(PagerRig& rig) {
+  const ResidencyVersion residency = rig.pager().residency();
+  for (int layer = 0; layer < kGrid.layers; ++layer) {
+    for (int expert = 0; expert < kGrid.experts; ++expert) {
+      for (int i = 0; i < kGrid.slices; ++i) {
+        const SliceLocation& at = residency->at({layer, expert, i});
+        if (at.on_device()) REQUIRE(rig.source().matches({layer, expert, i}, at.address));
+      }
+    }
+  }
+}
+
+void visit_all_layers(PagerRig& rig, const std::vector<int>& experts) {
+  for (int layer = 0; layer < kGrid.layers; ++layer) {
+    LayerWork work;
+    work.overlap = [] {};
+    work.use = [&](int expert, int first, std::span<const std::byte* const> addresses) {
+      rig.device().compute_stream().synchronize();  // the slices are there
+      for (const std::byte* address : addresses)
+        REQUIRE(rig.source().matches({layer, expert, first++}, address));
+    };
+    rig.pager().visit(layer, experts, false, work);
+    CHECK(rig.pager().promoting() == 0);
+  }
+  rig.device().compute_stream().synchronize();
+  rig.pager().between_steps();
+  REQUIRE(rig.pager().consistent());
+}
+
+int residents_of(const SlicePager& pager, int layer, int expert) {
+  int count = 0;
+  for (int i = 0; i < kGrid.slices; ++i) count += pager.residency()->at({layer, expert, i}).on_device();
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "behind a decode graph's steps, what is chosen often becomes resident, and residents always have their "
+    "bytes") {
+  for (const PolicyKind policy : {PolicyKind::lru, PolicyKind::lfu}) {
+    for (const int spare_slots : {1, 4, 40}) {
+      CAPTURE(static_cast<int>(policy));
+      CAPTURE(spare_slots);
+      PagerRig rig(kGrid, options_of(0.5, policy, false, spare_slots), true);
+      std::vector<int> chosen;
+      for (int layer = 0; layer < kGrid.layers; ++layer) chosen.insert(chosen.end(), {6, layer});
+      int steps = 0;
+      const auto settled = [&] {
+        for (int layer = 0; layer < kGrid.layers; ++layer) {
+          if (residents_of(rig.pager(), layer, 6) + residents_of(rig.pager(), layer, layer) < 6) return false;
+        }
+        return true;
+      };
+      for (; steps < 4000 && !settled(); ++steps) {
+        rig.pager().learn(chosen);
+        expect_residents_have_their_bytes(rig);
+        REQUIRE(rig.pager().consistent());
+        if (steps % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+      }
+      CHECK(settled());
+      const ExpertCounters counters = rig.pager().counters();
+      CHECK(counters.evictions >= 4 * 3);
+      CHECK(counters.prefetch_bytes >= counters.evictions * 128);
+      // Then nothing is left to do.
+      for (int i = 0; i < 3 * SlicePager::kLearningSteps; ++i) rig.pager().learn(chosen);
+      const uint64_t evictions = rig.pager().counters().evictions;
+      for (int i = 0; i < 3 * SlicePager::kLearningSteps; ++i) rig.pager().learn(chosen);
+      CHECK(rig.pager().counters().evictions == evictions);
+    }
+  }
+}
+
+TEST_CASE("steps that visit layers come between those that do not, and find their spare slots free") {
+  std::mt19937 random(7);
+  for (const PolicyKind policy : {PolicyKind::static_, PolicyKind::lru, PolicyKind::lfu}) {
+    for (const int spare_slots : {1, 5, 40}) {
+      CAPTURE(static_cast<int>(policy));
+      CAPTURE(spare_slots);
+      PagerRig rig(kGrid, options_of(0.4, policy, true, spare_slots), true);
+      const ResidencyVersion first = rig.pager().residency();
+      for (int step = 0; step < 60; ++step) {
+        for (int i = 0; i < 20; ++i) {
+          std::vector<int> chosen;
+          for (int layer = 0; layer < kGrid.layers; ++layer) chosen.push_back(static_cast<int>(random() % 8));
+          rig.pager().learn(chosen);
+          expect_residents_have_their_bytes(rig);
+        }
+        if (step % 2 == 0) {  // in the middle of copies
+          visit_all_layers(rig, {static_cast<int>(random() % 4), 4 + static_cast<int>(random() % 4)});
+          continue;
+        }
+        while (rig.pager().promoting() > 0) rig.pager().learn({});
+        rig.run(draw_step(kGrid, {0.3, 0.5}, random));
+        REQUIRE(rig.failure() == "");
+      }
+      CHECK((rig.pager().residency() == first) == (policy == PolicyKind::static_));
+    }
+  }
+}
+
 TEST_CASE("the residency at the start is the same share of every expert") {
   PagerRig rig(kGrid, options_of(0.5));
   for (int layer = 0; layer < kGrid.layers; ++layer) {
@@ -248,7 +352,8 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
       SlicePager pager(*device, kGrid, options_of(0.2, PolicyKind::lru, true, 64));
       const PatternSource source(kGrid);
       pager.load(source, kQuiet);
-      pager.visit(0, std::vector<int>{0}, false, {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
+      pager.visit(0, std::vector<int>{0}, false,
+                  {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
       for (int layer = 1; layer < kGrid.layers; ++layer) pager.hint(layer, {0, 1, 2, 3, 4, 5, 6, 7});
       if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::microseconds(40 * round));
     }
@@ -259,7 +364,9 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
 
 TEST_CASE("an error while a slice is used leaves the pager whole") {
   PagerRig rig(kGrid, options_of(0.3, PolicyKind::lru, false, 8));
-  LayerWork failing{{}, [] {}, [](int expert, int, std::span<const std::byte* const>) {
+  LayerWork failing{{},
+                    [] {},
+                    [](int expert, int, std::span<const std::byte* const>) {
                       if (expert == 2) throw DeviceError("out of order");
                     }};
   CHECK_THROWS_AS(rig.pager().visit(0, std::vector<int>{1, 2}, false, failing), DeviceError);
@@ -268,8 +375,12 @@ TEST_CASE("an error while a slice is used leaves the pager whole") {
   int wrong = 0;
   for (int layer = 0; layer < kGrid.layers; ++layer) {
     const LayerWork compare{
-        {}, [] {}, [&](int expert, int first, std::span<const std::byte* const> slices) {
-          rig.device().compute_stream().synchronize();  // The slices are there for the stream, not yet for the host.
+        {},
+        [] {},
+        [&](int expert, int first, std::span<const std::byte* const> slices) {
+          rig.device()
+              .compute_stream()
+              .synchronize();  // The slices are there for the stream, not yet for the host.
           for (const std::byte* at : slices) wrong += !rig.source().matches({layer, expert, first++}, at);
         }};
     rig.pager().visit(layer, std::vector<int>{1, 2, 5}, false, compare);
@@ -286,7 +397,8 @@ TEST_CASE("what the device's share leaves over is neither copied nor visited, an
         CAPTURE(streaming);
         CAPTURE(share);
         CAPTURE(spare_slots);
-        PagerRig rig(kGrid, options_of(0.5, PolicyKind::static_, false, spare_slots));  // 12 of a layer's 24 are absent
+        PagerRig rig(kGrid, options_of(0.5, PolicyKind::static_, false,
+                                       spare_slots));  // 12 of a layer's 24 are absent
         SlicePager& pager = rig.pager();
         pager.set_device_share(share);
         const long over = std::lround((1 - share) * 12);

@@ -49,13 +49,16 @@ double tokens_per_s(const SpeedShape& shape, double resident, MissMode mode, dou
   return decode_speed(shape, {resident, 1, context, true}, default_calibration(true), mode)->tokens_per_s;
 }
 
-TEST_CASE("the model comes within 10 % of bench/results/scout-h100, with the rates of that machine's host memory") {
+TEST_CASE(
+    "the model comes within 10 % of bench/results/scout-h100, with the rates of that machine's host memory") {
   Calibration c = default_calibration(true);
-  c.beside_zero_copy.figures = {std::nullopt, SharedRate{77, 39.5}, SharedRate{66, 38.5}};  // while both were busy
+  c.beside_zero_copy.figures = {std::nullopt, SharedRate{77, 39.5},
+                                SharedRate{66, 38.5}};  // while both were busy
   const auto within = [&](const SpeedShape& shape, double resident, double measured) {
     const MissMode mode = resident < 1 ? MissMode::split : MissMode::fetch;
     CAPTURE(measured);
-    CHECK(decode_speed(shape, {resident, 1, 64, true}, c, mode)->tokens_per_s == doctest::Approx(measured).epsilon(0.1));
+    CHECK(decode_speed(shape, {resident, 1, 64, true}, c, mode)->tokens_per_s ==
+          doctest::Approx(measured).epsilon(0.1));
   };
   within(llama_8b(), 1, 174.9);
   const SpeedShape int4 = scout(SliceEncoding::int4), int8 = scout(SliceEncoding::int8);
@@ -196,7 +199,8 @@ TEST_CASE("prefill is bound by the missed bytes in small chunks and by arithmeti
   CHECK(resident.link_s == 0);
   const double weights = 48.0 * 5120 * (128 * 96 + 2 * 3 * 8192);
   const double operations = 2 * weights * 8192 + 8192.0 * 4096 * shape.operations_per_key;
-  CHECK(resident.bound_tokens_per_s == doctest::Approx(8192 / (operations / (c.tensor_tflops * 1e12))).epsilon(0.001));
+  CHECK(resident.bound_tokens_per_s ==
+        doctest::Approx(8192 / (operations / (c.tensor_tflops * 1e12))).epsilon(0.001));
   CHECK(resident.compute_s > operations / (c.tensor_tflops * 1e12));
 }
 
