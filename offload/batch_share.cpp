@@ -9,7 +9,7 @@ namespace lighter::offload {
 
 BatchShare::BatchShare(const BatchShareOptions& options)
     : kernel_(options.encoding, options.hidden, options.slice_width),
-      cpu_({options.threads, 0, {}}),
+      cpu_({.threads = options.threads}),
       control_(options.device_share, options.follow) {}
 
 bool BatchShare::suits(const HostRouting& routing) {

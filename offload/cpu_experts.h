@@ -33,7 +33,7 @@ struct CpuExpertsOptions {
   int64_t prefetch_bytes = cpu_kernels::kPrefetchBytes;
   // Called by each worker when it has seen a layer posted, or begins its share of a batch (step and layer 0).
   // For tests, which throw or dawdle here.
-  std::function<void(int worker, uint32_t step, int layer)> on_begin;
+  std::function<void(int worker, uint32_t step, int layer)> on_begin = {};
 };
 
 // Fills in the jobs of a posted layer (cleared with the layer's kernel, by it). Called by every worker for
