@@ -1,0 +1,346 @@
+#include "models/decode_kernels.h"
+
+#include "runtime/kernels/decode.h"
+#include "runtime/kernels/decode_attention.h"
+
+namespace lighter::models {
+namespace {
+
+using kernels::WeightFormat;
+
+// Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
+// the resident slices.
+constexpr int kZeroCopyBlocks = 32;
+
+class DecodeKernels {
+ public:
+  DecodeKernels(const DecodeKernelsInput& input, void* stream)
+      : shape_(input.shape),
+        spec_(input.shape.spec),
+        weights_(input.weights),
+        kv_(input.kv),
+        on_device_(input.on_device),
+        on_host_(input.on_host),
+        tables_(input.shape),
+        scheduled_(input.scheduled),
+        zero_copies_(input.zero_copies),
+        mailbox_(input.mailbox),
+        stream_(stream) {}
+
+  void enqueue() {
+    kernels::DecodeBegin begin;
+    begin.input = on_host_.input;
+    begin.state = on_device_.state;
+    begin.hidden = spec_.hidden;
+    begin.embedding = data(spec_.tied_head ? WeightRole::head : WeightRole::embedding);
+    begin.residual = on_device_.residual;
+    begin.tables_from = on_host_.tables;
+    begin.tables_to = on_device_.tables;
+    begin.table_entries = tables_.entries;
+    begin.best = on_device_.best;
+    begin.late = on_device_.late;
+    begin.error = on_device_.error;
+    begin.times = on_device_.times;
+    begin.layers = shape_.experts.layers;
+    kernels::decode_begin(begin, stream_);
+    for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
+      attention(layer);
+      if (spec_.layers[layer].moe_layer < 0) {
+        dense(layer);
+      } else {
+        experts(layer);
+      }
+    }
+    auto head = linear(WeightRole::head, -1, spec_.vocab, spec_.hidden, on_device_.logits);
+    head.normed = normed(WeightRole::final_norm);
+    head.best = on_device_.best;
+    kernels::decode_linear(head, stream_);
+    kernels::DecodeEnd end;
+    end.best = on_device_.best;
+    end.late = on_device_.late;
+    end.error = on_device_.error;
+    end.state = on_device_.state;
+    end.out = on_host_.output;
+    end.ready = on_device_.ready;
+    end.layers = shape_.experts.layers;
+    end.chosen_from = on_device_.chosen;
+    end.chosen_to = on_host_.chosen;
+    end.chosen = shape_.experts.layers * spec_.experts_per_token;
+    end.times_from = on_device_.times;
+    end.times_to = on_host_.times;
+    kernels::decode_end(end, stream_);
+  }
+
+ private:
+  int groups_per_slice() const {
+    return static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
+  }
+
+  const std::byte* data(WeightRole role, int layer = -1) const {
+    return static_cast<const std::byte*>(weights_.at(role, layer).const_data_ptr());
+  }
+  kernels::NormedInput normed(WeightRole role, int layer = -1) const {
+    return {on_device_.residual, data(role, layer), static_cast<float>(spec_.norm_eps)};
+  }
+  kernels::DecodeLinear linear(WeightRole role, int layer, int64_t rows, int64_t columns, float* out) const {
+    kernels::DecodeLinear linear;
+    linear.rows = rows;
+    linear.columns = columns;
+    linear.out = out;
+    if (const PackedWeight* const packed = weights_.packed(role, layer)) {
+      const PackedMatrix matrix = packed->matrix();
+      linear.format = format_of(packed->encoding);
+      linear.weights = packed->data + matrix.values_at;
+      linear.scales = packed->data + matrix.scales_at;
+      linear.minimums = packed->data + matrix.minimums_at;
+    } else {
+      linear.weights = data(role, layer);
+    }
+    return linear;
+  }
+
+  void attention(int layer) {
+    const LayerSpec& kind = spec_.layers[layer];
+    const int64_t q = spec_.heads * spec_.head_dim;
+    auto qkv =
+        linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
+    qkv.normed = normed(WeightRole::attention_norm, layer);
+    qkv.after_small = qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
+    kernels::decode_linear(qkv, stream_);
+    kernels::DecodeAttention a;
+    a.qkv = on_device_.qkv;
+    a.position = on_device_.state->positions;
+    a.keys = kv_.key_data(layer);
+    a.values = kv_.value_data(layer);
+    a.block_table = on_device_.tables + (kind.chunked ? tables_.blocks[0] : 0);
+    a.block = static_cast<int>(shape_.kv_block);
+    a.window = kind.chunked ? spec_.attention_chunk : 0;
+    a.heads = static_cast<int>(spec_.heads);
+    a.kv_heads = static_cast<int>(spec_.kv_heads);
+    a.head_dim = static_cast<int>(spec_.head_dim);
+    a.rope = kind.rope;
+    a.interleaved = spec_.rope.interleaved;
+    a.inverse_frequencies = on_device_.inverse_frequencies;
+    a.qk_norm = kind.qk_norm;
+    a.eps = static_cast<float>(spec_.norm_eps);
+    a.temperature_scale = kind.temperature ? static_cast<float>(spec_.attention_scale) : 0.0f;
+    a.floor_scale = static_cast<float>(spec_.floor_scale);
+    a.context = shape_.context;
+    a.workspace = on_device_.attention_workspace;
+    a.out = on_device_.attended;
+    kernels::decode_attention(a, stream_);
+    auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
+    o.x = on_device_.attended;
+    o.add = true;
+    o.after_small = true;
+    kernels::decode_linear(o, stream_);
+  }
+
+  // A network that every token passes: packed slices, or bf16 as one wide slice whose down matrix lies apart.
+  struct FixedFfn {
+    WeightFormat format = WeightFormat::bf16;
+    const std::byte* slices = nullptr;
+    int count = 0;  // 0: there is none
+    int64_t width = 0;
+    const std::byte* down = nullptr;  // of bf16
+  };
+  FixedFfn fixed_ffn(int layer) const {
+    const bool moe = spec_.layers[layer].moe_layer >= 0;
+    const int64_t ffn = moe ? spec_.shared_ffn : spec_.dense_ffn;
+    if (ffn == 0) return {};
+    const WeightRole gate_up = moe ? WeightRole::shared_gate_up : WeightRole::dense_gate_up;
+    if (const PackedWeight* const packed = weights_.packed(gate_up, layer)) {
+      return {format_of(packed->encoding), packed->data, static_cast<int>(packed->slices),
+              packed->slice_width, nullptr};
+    }
+    return {WeightFormat::bf16, data(gate_up, layer), 1, ffn,
+            data(moe ? WeightRole::shared_down : WeightRole::dense_down, layer)};
+  }
+  kernels::DecodeGateUp gate_up_of(const FixedFfn& ffn, int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = ffn.format;
+    g.hidden = spec_.hidden;
+    g.width = ffn.width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.fixed = ffn.slices;
+    g.fixed_jobs = ffn.count;
+    g.out = on_device_.fixed[static_cast<int>(ffn.format)];
+    return g;
+  }
+  // residual: out += its result; else out becomes it.
+  void down_of(const FixedFfn& ffn, float* out, bool residual) const {
+    const std::byte* const hidden = on_device_.fixed[static_cast<int>(ffn.format)];
+    if (ffn.down != nullptr) {
+      kernels::DecodeLinear down;
+      down.rows = spec_.hidden;
+      down.columns = ffn.width;
+      down.weights = ffn.down;
+      down.x_bf16 = hidden;
+      down.out = out;
+      down.add = residual;
+      kernels::decode_linear(down, stream_);
+      return;
+    }
+    kernels::DecodeDown down;
+    down.format = ffn.format;
+    down.hidden = spec_.hidden;
+    down.width = ffn.width;
+    down.fixed = ffn.slices;
+    down.fixed_jobs = ffn.count;
+    down.hidden_activations = hidden;
+    (residual ? down.residual : down.fixed_sum) = out;
+    kernels::decode_down(down, stream_);
+  }
+
+  void dense(int layer) {
+    const FixedFfn ffn = fixed_ffn(layer);
+    kernels::decode_gate_up(gate_up_of(ffn, layer), stream_);
+    down_of(ffn, on_device_.residual, true);
+  }
+
+  kernels::DecodeRouter router(int layer) const {
+    const int moe_layer = spec_.layers[layer].moe_layer;
+    const size_t first = shape_.experts.index({moe_layer, 0, 0});
+    kernels::DecodeRouter r;
+    r.experts = spec_.experts;
+    r.k = spec_.experts_per_token;
+    r.slices = shape_.experts.slices;
+    r.hidden = spec_.hidden;
+    r.score = spec_.router == RouterKind::sigmoid ? kernels::RouterScore::sigmoid
+                                                  : kernels::RouterScore::softmax_normalised;
+    r.weight = data(WeightRole::router, layer);
+    if (scheduled_) r.forced = on_device_.tables + tables_.forced_at + moe_layer * spec_.experts_per_token;
+    r.input = normed(WeightRole::ffn_norm, layer);
+    r.device_table = on_device_.device_table + first;
+    r.groups_per_slice = groups_per_slice();
+    r.resident = on_device_.resident;
+    r.logits = on_device_.router_logits;
+    r.arrived = on_device_.arrived;
+    r.chosen = on_device_.chosen + moe_layer * spec_.experts_per_token;
+    r.weights = on_device_.router_weights;
+    r.step = &on_device_.state->step;
+    if (shape_.all_resident) return r;
+    r.host_table = on_device_.host_table + first;
+    r.times = times_of(layer);
+    if (zero_copies_) r.zero_copy = on_device_.zero_copy;
+    r.zero_copy_share = &on_device_.state->zero_copy_share;
+    r.computed = on_device_.computed;
+    r.positions = on_device_.positions;
+    if (mailbox_ != nullptr) {
+      const MissSlot slot = mailbox_->slot(moe_layer);
+      r.post = {slot.x, slot.experts, slot.weights, slot.posted};
+    }
+    return r;
+  }
+
+  kernels::DecodeGateUp routed_gate_up(int layer) const {
+    kernels::DecodeGateUp g;
+    g.format = format_of(shape_.encoding);
+    g.hidden = spec_.hidden;
+    g.width = shape_.slice_width;
+    g.input = normed(WeightRole::ffn_norm, layer);
+    g.list = on_device_.resident;
+    g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
+    g.experts = spec_.experts;
+    g.out = on_device_.routed;
+    if (zero_copies_) {
+      g.host_list = on_device_.zero_copy;
+      g.host_out = on_device_.from_host;
+      g.host_blocks = kZeroCopyBlocks;
+    }
+    return g;
+  }
+  kernels::DecodeDown routed_down() const {
+    kernels::DecodeDown d;
+    d.format = format_of(shape_.encoding);
+    d.hidden = spec_.hidden;
+    d.width = shape_.slice_width;
+    d.list = on_device_.resident;
+    d.most_list_jobs = spec_.experts_per_token * shape_.experts.slices;
+    d.output_weights = spec_.weight_on == WeightOn::output ? on_device_.router_weights : nullptr;
+    d.experts = spec_.experts;
+    d.hidden_activations = on_device_.routed;
+    if (zero_copies_) {
+      d.host_list = on_device_.zero_copy;
+      d.host_activations = on_device_.from_host;
+      d.host_blocks = kZeroCopyBlocks;
+    }
+    return d;
+  }
+
+  // Null: all experts are resident.
+  kernels::LayerTimes* times_of(int layer) const {
+    return on_device_.times == nullptr ? nullptr : on_device_.times + spec_.layers[layer].moe_layer;
+  }
+
+  // The routing runs beside the shared experts, which do not need it. Shared and routed ones share their
+  // launches where they are made alike.
+  void experts(int layer) {
+    const FixedFfn shared = fixed_ffn(layer);
+    const auto routing = router(layer);
+    auto gate_up = routed_gate_up(layer);
+    auto down = routed_down();
+    const bool alike =
+        shared.down == nullptr && shared.format == gate_up.format && shared.width == gate_up.width;
+    const bool apart = shared.count > 0 && !alike;
+    if (shared.count > 0 && alike) {
+      gate_up.fixed = down.fixed = shared.slices;
+      gate_up.fixed_jobs = down.fixed_jobs = shared.count;
+    }
+    gate_up.times = down.times = times_of(layer);
+    auto first = apart ? gate_up_of(shared, layer) : gate_up;
+    first.router = &routing;
+    first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
+    down.ready = first.ready;
+    kernels::decode_gate_up(first, stream_);
+    if (apart) {
+      kernels::decode_gate_up(gate_up, stream_);
+      down_of(shared, shape_.all_resident ? on_device_.residual : on_device_.fixed_sum, shape_.all_resident);
+    }
+    if (shape_.all_resident) {
+      down.residual = on_device_.residual;
+      kernels::decode_down(down, stream_);
+      return;
+    }
+    if (down.fixed_jobs > 0) down.fixed_sum = on_device_.fixed_sum;
+    down.partials = on_device_.partials;
+    kernels::decode_down(down, stream_);
+    kernels::DecodeCombine combine;
+    combine.hidden = spec_.hidden;
+    combine.fixed_sum = shared.count > 0 ? on_device_.fixed_sum : nullptr;
+    combine.partials = on_device_.partials;
+    combine.computed = on_device_.computed;
+    combine.positions = on_device_.positions;
+    if (mailbox_ != nullptr) {
+      const MissSlot slot = mailbox_->slot(spec_.layers[layer].moe_layer);
+      combine.from_cpu = slot.result;
+      combine.cpu_done = slot.done;
+    }
+    combine.late = on_device_.late;
+    combine.step = &on_device_.state->step;
+    combine.error = on_device_.error;
+    combine.layer = layer;
+    combine.residual = on_device_.residual;
+    combine.times = times_of(layer);
+    kernels::decode_combine(combine, stream_);
+  }
+
+  const DecodeGraphShape& shape_;
+  const ModelSpec& spec_;
+  const LoadedWeights& weights_;
+  const KvCache& kv_;
+  const DeviceRoom& on_device_;
+  const HostRoom& on_host_;
+  const TableLayout tables_;
+  const bool scheduled_, zero_copies_;
+  const MissMailbox* const mailbox_;
+  void* const stream_;
+};
+
+}  // namespace
+
+void enqueue_decode_kernels(const DecodeKernelsInput& input, void* stream) {
+  DecodeKernels(input, stream).enqueue();
+}
+
+}  // namespace lighter::models
