@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "offload/expert_cache.h"
+#include "offload/promoter.h"
 #include "offload/slice_pager.h"
 
 namespace lighter::offload {
@@ -43,6 +44,27 @@ class CacheRun {
       if (depth_ > 0) guess(token, layer);
       visit(layer, ascending_experts(trace_, token, layer));
     }
+    cache_.end_step();
+  }
+
+  void step_behind(size_t token) {
+    std::vector<int> chosen;
+    const ResidencyVersion residency = cache_.residency();
+    for (int layer = 0; layer < grid_.layers; ++layer) {
+      for (const int expert : ascending_experts(trace_, token, layer)) {
+        chosen.push_back(expert);
+        for (int i = 0; i < grid_.slices; ++i) {
+          ++counts_.used;
+          ++(residency->at({layer, expert, i}).on_device() ? counts_.resident : counts_.missed);
+        }
+      }
+    }
+    Promoter::Copies copies;
+    copies.begin = [&](SliceId, int) { ++counts_.promoted; };
+    copies.state = [](SliceId) { return CopyState::there; };
+    copies.ended = [](SliceId) {};
+    copies.prefetch_dropped = [](int) {};
+    promoter_.learn(chosen, copies);
     cache_.end_step();
   }
 
@@ -87,8 +109,19 @@ class CacheRun {
   const ExpertGrid grid_;
   const int depth_;
   ExpertCache cache_;
+  Promoter promoter_{cache_};
   ReplayCounts counts_;
 };
+
+template <typename Step>
+ReplayResult all_tokens(const Trace& trace, CacheRun& run, const Step& step) {
+  ReplayCounts first_half;
+  for (size_t token = 0; token < trace.tokens(); ++token) {
+    if (token == trace.tokens() / 2) first_half = run.counts();
+    step(token);
+  }
+  return {run.counts(), run.counts() - first_half};
+}
 
 template <typename Named>
 GuessQuality overlap(const Trace& trace, Named named) {
@@ -126,6 +159,7 @@ ReplayCounts ReplayCounts::operator-(const ReplayCounts& before) const {
   d.prefetched -= before.prefetched;
   d.missed -= before.missed;
   d.wasted -= before.wasted;
+  d.promoted -= before.promoted;
   return d;
 }
 
@@ -137,12 +171,13 @@ std::vector<int> residents_for(const ExpertGrid& grid, double share) {
 ReplayResult replay(const Trace& trace, const std::vector<int>& residents_per_layer, PolicyKind policy,
                     int prefetch_depth) {
   CacheRun run(trace, residents_per_layer, policy, prefetch_depth);
-  ReplayCounts first_half;
-  for (size_t token = 0; token < trace.tokens(); ++token) {
-    if (token == trace.tokens() / 2) first_half = run.counts();
-    run.step(token);
-  }
-  return {run.counts(), run.counts() - first_half};
+  return all_tokens(trace, run, [&](size_t token) { run.step(token); });
+}
+
+ReplayResult replay_behind(const Trace& trace, const std::vector<int>& residents_per_layer,
+                           PolicyKind policy) {
+  CacheRun run(trace, residents_per_layer, policy, 0);
+  return all_tokens(trace, run, [&](size_t token) { run.step_behind(token); });
 }
 
 std::vector<int> top_experts(std::span<const uint16_t> logits, int k) {

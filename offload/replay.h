@@ -17,12 +17,13 @@ struct ReplayCounts {
   uint64_t resident = 0;
   uint64_t prefetched = 0;  // came ahead of their layer
   uint64_t missed = 0;
-  uint64_t wasted = 0;  // were prefetched and not needed
+  uint64_t wasted = 0;    // were prefetched and not needed
+  uint64_t promoted = 0;  // were copied behind the steps, to become resident
 
   double hit_rate() const { return share(resident); }
   // If whatever was guessed arrives in time.
   double hit_rate_in_time() const { return share(resident + prefetched); }
-  uint64_t moved() const { return prefetched + missed + wasted; }
+  uint64_t moved() const { return prefetched + missed + wasted + promoted; }
   ReplayCounts operator-(const ReplayCounts& before) const;
   bool operator==(const ReplayCounts&) const = default;
 
@@ -44,6 +45,12 @@ std::vector<int> residents_for(const ExpertGrid& grid, double share);
 // 0: nothing is. There are as many spare slots as the planner gives that depth at most.
 ReplayResult replay(const Trace& trace, const std::vector<int>& residents_per_layer, PolicyKind policy,
                     int prefetch_depth);
+
+// As a decode graph runs the policy: missed slices are read where they lie, and hot ones come behind the
+// steps, each copy in the eight steps between two passes (promoter.h). With as many spare slots as the
+// planner gives without prefetch.
+ReplayResult replay_behind(const Trace& trace, const std::vector<int>& residents_per_layer,
+                           PolicyKind policy);
 
 // The ceiling: starts like the others, but knows all that comes, and keeps those slices of a layer that are
 // needed soonest; what is needed later than all residents is not admitted (Belady's MIN with bypass).

@@ -82,6 +82,7 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
       cache_(grid, options.residents_per_layer, options.spare_slots, make_policy(options.policy, grid),
              device.index(), slots_memory_.data()),
       slot_events_(cache_.slots()),
+      promoter_(cache_),
       transfers_(device) {
   device.host_budget().take(kept_bytes_, "the experts' home");
   for (auto& events : slot_events_) {
@@ -237,62 +238,28 @@ void SlicePager::learn(std::span<const int> experts) {
   count_copies();
   if (options_.policy == PolicyKind::static_) return;
   std::lock_guard lock(mutex_);
-  if (++learned_steps_ % kLearningSteps == 0) {
-    promote(experts);
-  } else {
-    const size_t k = experts.size() / grid_.layers;
-    for (size_t i = 0; i < experts.size(); ++i) cache_.touch({static_cast<int>(i / k), experts[i]});
-  }
+  Promoter::Copies copies;
+  copies.begin = [&](SliceId slice, int slot) {
+    const auto ended = std::make_shared<std::atomic<bool>>(false);
+    promotions_[slice] = {transfers_.prefetch(copy_into(slot, slice), [ended] { *ended = true; }), ended};
+  };
+  copies.state = [&](SliceId slice) {
+    const Promotion& promotion = promotions_.at(slice);
+    if (!*promotion.ended) return CopyState::under_way;
+    return promotion.copy->issued_bytes == grid_.slice_bytes ? CopyState::there : CopyState::lost;
+  };
+  copies.ended = [&](SliceId slice) { promotions_.erase(slice); };
+  copies.prefetch_dropped = [&](int slot) { cancel_prefetch(slot); };
+  counters_.prefetch_wasted_bytes += promoter_.learn(experts, copies) * grid_.slice_bytes;
   counters_.evictions = cache_.evictions();
   cache_.end_step();
   ++step_;
   layer_ = -1;
 }
 
-// The layers take turns at being first, because there is not room for copies of all.
-void SlicePager::promote(std::span<const int> experts) {
-  const size_t k = experts.size() / grid_.layers;
-  int left = kMostPromotions, next = first_to_promote_;
-  for (int i = 0; i < grid_.layers; ++i) {
-    const int layer = (first_to_promote_ + i) % grid_.layers;
-    promote_layer(layer, experts.subspan(layer * k, k), left);
-    if (left > 0 && cache_.free_slots() > 0) next = (layer + 1) % grid_.layers;
-  }
-  first_to_promote_ = next;
-}
-
-void SlicePager::promote_layer(int layer, std::span<const int> experts, int& left) {
-  std::vector<int> chosen(experts.begin(), experts.end());
-  std::sort(chosen.begin(), chosen.end());
-  std::vector<int> dropped;
-  const std::vector<SliceNeed> needs = cache_.begin_layer(layer, chosen, dropped);
-  for (const int slot : dropped) cancel_prefetch(slot);
-  std::erase_if(promotions_, [&](const Promotion& promotion) {
-    if (promotion.slice.layer != layer || !*promotion.ended) return false;
-    const bool whole = promotion.copy->issued_bytes == grid_.slice_bytes;  // not where the engine has failed
-    if (!whole || !cache_.try_admit(promotion.slice)) {
-      cache_.release(promotion.slice);
-      counters_.prefetch_wasted_bytes += grid_.slice_bytes;
-    }
-    return true;
-  });
-  for (const SliceNeed& need : needs) {
-    if (need.presence != Presence::absent) continue;
-    if (left == 0 || cache_.free_slots() == 0 || !cache_.would_admit(need.slice)) return;
-    bool stolen = false;
-    const int slot = *cache_.take(need.slice, stolen);
-    const auto ended = std::make_shared<std::atomic<bool>>(false);
-    auto copy = transfers_.prefetch(copy_into(slot, need.slice), [ended] { *ended = true; });
-    promotions_.push_back({need.slice, slot, std::move(copy), ended});
-    --left;
-  }
-}
-
-// A step that visits layers needs the spare slots itself.
 void SlicePager::drop_promotions() {
-  for (const Promotion& promotion : promotions_) {
-    counters_.prefetch_wasted_bytes += transfers_.cancel(*promotion.copy);
-    cache_.release(promotion.slice);
+  for (const SliceId slice : promoter_.drop()) {
+    counters_.prefetch_wasted_bytes += transfers_.cancel(*promotions_.at(slice).copy);
   }
   promotions_.clear();
 }

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -16,6 +17,7 @@
 #include "offload/expert_cache.h"
 #include "offload/expert_store.h"
 #include "offload/prefetcher.h"
+#include "offload/promoter.h"
 #include "offload/transfer_engine.h"
 #include "runtime/device/device.h"
 #include "runtime/moe/expert_counters.h"
@@ -87,14 +89,11 @@ class SlicePager {
   void between_steps();
 
   // In place of all this, after a step that read slices where they lay by the residency last published, and
-  // chose these experts: [layers, k]. Where the policy lets the residents change, some of what such steps
-  // miss is copied behind the coming ones, into spare slots, and is resident once it is there: every
-  // kLearningSteps steps what has come is published, and up to kMostPromotions copies begin. No step waits
-  // for them.
+  // chose these experts: [layers, k]. Where the policy lets the residents change, hot slices come behind such
+  // steps; see promoter.h. No step waits for them.
   void learn(std::span<const int> experts);
-  static constexpr int kLearningSteps = 8, kMostPromotions = 32;
   // Slices that learn() has on their way.
-  size_t promoting() const { return promotions_.size(); }
+  size_t promoting() const { return promoter_.under_way(); }
 
   ExpertCounters counters() const { return counters_; }
   ResidencyVersion residency() const { return cache_.residency(); }
@@ -108,10 +107,7 @@ class SlicePager {
     const Event* last_use = nullptr;
     std::shared_ptr<PrefetchCopy> prefetch;
   };
-  // A slice on its way to become resident.
   struct Promotion {
-    SliceId slice;
-    int slot = -1;
     std::shared_ptr<PrefetchCopy> copy;
     std::shared_ptr<std::atomic<bool>> ended;
   };
@@ -130,8 +126,6 @@ class SlicePager {
   void stream_ahead(int layer, bool leaving);
   bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
   void count_copies();
-  void promote(std::span<const int> experts);
-  void promote_layer(int layer, std::span<const int> experts, int& left);
   void drop_promotions();
 
   Device& device_;
@@ -143,16 +137,15 @@ class SlicePager {
   const uint64_t kept_bytes_;  // entered in the host budget for a store that is not its own
   Buffer slots_memory_;
 
-  mutable std::mutex mutex_;  // guards cache_, events_[i].prefetch, step_, layer_
+  mutable std::mutex mutex_;  // guards cache_, events_[i].prefetch, step_, layer_, and what is promoted
   ExpertCache cache_;
   std::vector<SlotEvents> slot_events_;
   std::vector<std::unique_ptr<Event>> layer_use_;
   uint64_t step_ = 0;
   int layer_ = -1;
   double device_share_ = 1;
-  std::vector<Promotion> promotions_;
-  int learned_steps_ = 0;
-  int first_to_promote_ = 0;  // a layer
+  Promoter promoter_;
+  std::map<SliceId, Promotion> promotions_;
 
   std::vector<Stall> stalls_;
   size_t stalls_used_ = 0;

@@ -62,6 +62,7 @@ std::vector<Row> replay_all(const Trace& trace, const ReplayOptions& options, co
     rows.push_back({resident, "stripe (expected)", 0, std::nullopt, std::nullopt, share});
     for (const auto& [name, kind] : policies(options.policy)) {
       add(resident, name, 0, replay(trace, slots, kind, 0));
+      if (kind != PolicyKind::static_) add(resident, name + ", behind", 0, replay_behind(trace, slots, kind));
       for (const int depth : ahead) add(resident, name, depth, replay(trace, slots, kind, depth));
     }
     rows.push_back({resident, "static-hot", 0, std::nullopt, replay_static_hot(trace, slots)});
@@ -101,6 +102,7 @@ Json row_json(const Trace& trace, const Row& row) {
   json["slices_prefetched"] = counts.prefetched;
   json["slices_missed"] = counts.missed;
   json["slices_wasted"] = counts.wasted;
+  json["slices_promoted"] = counts.promoted;
   json["slices_moved_per_token"] = static_cast<double>(counts.moved()) / static_cast<double>(tokens);
   json["bytes_moved_per_token"] = bytes_per_token(trace, counts.moved(), tokens);
   json["bytes_wasted_per_token"] = bytes_per_token(trace, counts.wasted, tokens);
@@ -189,7 +191,7 @@ void print_text(const Trace& trace, const std::vector<int>& ahead, const std::ve
   print_predictor(trace, ahead);
   std::printf(
       "\nOne token a step (ahead: with what the predictor guesses so many layers ahead prefetched, all of it "
-      "in time):\n\n");
+      "in time; behind: hot slices come behind the steps, as with the decode graph):\n\n");
   std::printf("| %8s | %-17s | %5s | %12s | %12s | %12s | %12s |\n", "resident", "policy", "ahead",
               "hit rate", "second half", "moved/token", "wasted/token");
   std::printf(

@@ -85,6 +85,19 @@ TEST_CASE("a hand-made trace has the hits that one counts on paper") {
   CHECK(repeat_overlap(of_one_layer(4, {1, 1, 2, 2, 3})).all == doctest::Approx(0.5));
 }
 
+TEST_CASE("behind the steps, what is missed begins to come with one pass and is resident with the next") {
+  // Experts 0 and 1 are resident at first, and 3 is what is needed; passes follow steps 8, 16 and so on.
+  const Trace trace = of_one_layer(4, std::vector<int>(40, 3));
+  const std::vector<int> two = residents_for(trace.header().grid(), 0.5);
+  for (const PolicyKind policy : {PolicyKind::lru, PolicyKind::lfu}) {
+    const ReplayResult result = replay_behind(trace, two, policy);
+    CHECK(result.all == ReplayCounts{40, 24, 0, 16, 0, 1});
+    CHECK(result.second_half == ReplayCounts{20, 20, 0, 0, 0, 0});
+    CHECK(result.all.moved() == 17);
+  }
+  CHECK(replay_behind(trace, two, PolicyKind::static_).all == ReplayCounts{40, 0, 0, 40, 0, 0});
+}
+
 TEST_CASE("a right guess is a hit in time, a wrong one is wasted, and none is made twice") {
   // Two layers of four experts, of which expert 0 is resident. Layer 0 always takes 0.
   const TraceHeader header{"test", "bf16", {0, 1}, 4, 1, 1, 100, {1}};

@@ -162,9 +162,9 @@ TEST_CASE(
       CHECK(counters.evictions >= 4 * 3);
       CHECK(counters.prefetch_bytes >= counters.evictions * 128);
       // Then nothing is left to do.
-      for (int i = 0; i < 3 * SlicePager::kLearningSteps; ++i) rig.pager().learn(chosen);
+      for (int i = 0; i < 3 * Promoter::kLearningSteps; ++i) rig.pager().learn(chosen);
       const uint64_t evictions = rig.pager().counters().evictions;
-      for (int i = 0; i < 3 * SlicePager::kLearningSteps; ++i) rig.pager().learn(chosen);
+      for (int i = 0; i < 3 * Promoter::kLearningSteps; ++i) rig.pager().learn(chosen);
       CHECK(rig.pager().counters().evictions == evictions);
     }
   }
