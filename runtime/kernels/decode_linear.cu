@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/decode_dots.cuh"
 #include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {

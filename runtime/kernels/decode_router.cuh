@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "runtime/kernels/decode.h"
-#include "runtime/kernels/decode_values.cuh"
+#include "runtime/kernels/decode_activations.cuh"
 #include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
 

@@ -1,0 +1,225 @@
+// The experts' first half: a block has some consecutive pairs of gate and up rows of the fixed slices and
+// some of the list's, a warp takes every kStreamWarps-th.
+#include <algorithm>
+
+#include "runtime/kernels/decode_router.cuh"
+#include "runtime/kernels/decode_slices.cuh"
+
+namespace lighter::kernels {
+namespace {
+
+constexpr int kThreads = kStreamWarps * 32;
+
+struct GateUp {
+  RowShape row;
+  StreamShape stream;
+  NormedInput input;
+  int width;
+  const std::byte* fixed;
+  int fixed_jobs;
+  const JobList* list;
+  const float* input_weights;
+  int experts;
+  void* out;
+  const unsigned* ready;
+};
+
+template <WeightFormat F, int B>
+__device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int blocks) {
+  constexpr int group = Format<F>::group;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  WarpStream stream(shared, a.stream, warp, lane);
+  std::byte* const x_memory = shared + a.stream.bytes();
+  const SharedX x = shared_x<F>(x_memory, a.row.columns, B);
+  float* const scratch = reinterpret_cast<float*>(x_memory + x_bytes<F>(a.row.columns, B));
+  const SliceLayout<F> layout(a.row.columns, a.width);
+  const int64_t row_bytes = static_cast<int64_t>(a.row.segment_bytes) * a.row.segments;
+
+  const Range fixed = part_of(a.fixed_jobs * a.width, block, blocks);
+  Range listed{0, 0};
+  bool list_known = false;
+  const auto await_list = [&] {
+    if (list_known) return;
+    list_known = true;
+    if (a.list == nullptr) return;
+    if (a.ready != nullptr) {
+      while (load_acquire(a.ready) == 0) __nanosleep(40);
+    }
+    listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
+  };
+
+  // Of the issuing lane: the row to come. It is in the fixed slices first, then in the list's.
+  int ahead = fixed.begin + warp, ahead_matrix = 0, ahead_segment = 0, ahead_job = -1, in_flight = 0;
+  bool ahead_in_list = false;
+  const std::byte* ahead_slice = nullptr;
+  const auto issue = [&](bool may_wait) {
+    if (!ahead_in_list && ahead >= fixed.end) {
+      if (!may_wait) return false;
+      await_list();
+      ahead_in_list = true;
+      ahead = listed.begin + warp;
+      ahead_job = -1;
+    }
+    if (ahead_in_list && ahead >= listed.end) return false;
+    const int job = ahead / a.width, in_slice = ahead % a.width;
+    if (job != ahead_job) {
+      ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
+      ahead_job = job;
+    }
+    const std::byte* const from = ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes +
+                                  ahead_segment * a.row.segment_bytes;
+    const int64_t side = static_cast<int64_t>(in_slice) * a.row.side;
+    const bool sides = Format<F>::quantized && ahead_segment == 0;
+    stream.issue(from, a.row.segment_bytes,
+                 sides ? ahead_slice + layout.scales(ahead_matrix) + side : nullptr,
+                 sides && Format<F>::minimums ? ahead_slice + layout.minimums(ahead_matrix) + side : nullptr,
+                 a.row.side);
+    ++in_flight;
+    if (++ahead_segment == a.row.segments) {
+      ahead_segment = 0;
+      ahead_matrix ^= 1;
+      if (ahead_matrix == 0) ahead += kStreamWarps;
+    }
+    return true;
+  };
+  const auto fill = [&](bool may_wait) {
+    while (in_flight < a.stream.stages && issue(may_wait)) {
+    }
+  };
+  if (lane == 0) fill(false);
+  const NormWeights<F> norm(a.input, a.row.columns);
+  if (Format<F>::allow_early) allow_next_kernel();
+  wait_for_previous_kernel();
+  if (lane == 0) {
+    int row = ahead, matrix = ahead_matrix, segment = ahead_segment;
+    for (int i = 0; i < Format<F>::fetch_more && row < fixed.end; ++i) {
+      bulk_prefetch(a.fixed + row / a.width * layout.bytes() + layout.matrix(matrix) +
+                        row % a.width * row_bytes + segment * a.row.segment_bytes,
+                    a.row.segment_bytes);
+      if (++segment == a.row.segments) {
+        segment = 0;
+        matrix ^= 1;
+        if (matrix == 0) row += kStreamWarps;
+      }
+    }
+  }
+  load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
+  __syncthreads();
+  const auto refill = [&] {
+    if (lane != 0) return;
+    --in_flight;
+    fill(true);
+  };
+
+  int weight_job = -1;
+  float weight = 1;
+  for (int part = 0; part < 2; ++part) {
+    if (part == 1) {
+      if (lane == 0) {
+        await_list();
+        fill(true);
+      }
+      __syncwarp();
+      listed.begin = __shfl_sync(~0u, listed.begin, 0);
+      listed.end = __shfl_sync(~0u, listed.end, 0);
+    }
+    const Range pairs = part == 0 ? fixed : listed;
+    for (int pair = pairs.begin + warp; pair < pairs.end; pair += kStreamWarps) {
+      const int job = pair / a.width;
+      if (part == 1 && a.input_weights != nullptr && lane < B && job != weight_job) {
+        weight_job = job;
+        weight = __ldcg(a.input_weights + lane * a.experts + __ldcg(&a.list->entries[job].expert));
+      }
+      float gate[B], up[B];
+      dot_row<F, B>(stream, a.row, x, lane, gate, refill);
+      dot_row<F, B>(stream, a.row, x, lane, up, refill);
+      const int64_t to =
+          static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        if (lane != b) continue;
+        const float g = gate[b] * weight;
+        const float value = g / (1.0f + expf(-g)) * (up[b] * weight);
+        if constexpr (Format<F>::quantized) {
+          static_cast<float*>(a.out)[to + b * a.width] = value;
+        } else {
+          static_cast<__nv_bfloat16*>(a.out)[to + b * a.width] = __float2bfloat16_rn(value);
+        }
+      }
+    }
+  }
+}
+
+// Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`,
+// which begin with the fixed slices, for which routing does not matter.
+struct GateUpRoles {
+  int routing = 0, host = 0;
+  DecodeRouter router;
+  unsigned* ready = nullptr;
+  LayerTimes* times = nullptr;
+};
+
+template <WeightFormat F, int B>
+__global__ void __launch_bounds__(kThreads, 2)
+    gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ GateUp host,
+                   const __grid_constant__ GateUpRoles roles) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const int block = blockIdx.x;
+  if (block < roles.routing) {
+    route(roles.router, shared, roles.ready, block, roles.routing);
+  } else if (block < roles.routing + roles.host) {
+    gate_up_block<F, B>(host, shared, block - roles.routing, roles.host);
+    if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->host_hidden);
+  } else {
+    const int before = roles.routing + roles.host;
+    gate_up_block<F, B>(a, shared, block - before, gridDim.x - before);
+    if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->device_hidden);
+  }
+}
+
+template <WeightFormat F, int B>
+void run_gate_up(const DecodeGateUp& g, void* stream) {
+  GateUp a{};
+  a.row = row_shape<F>(g.hidden);
+  a.input = g.input;
+  a.width = static_cast<int>(g.width);
+  a.fixed = g.fixed;
+  a.fixed_jobs = g.fixed_jobs;
+  a.list = g.list;
+  a.input_weights = g.input_weights;
+  a.experts = g.experts;
+  a.out = g.out;
+  a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
+  const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
+  a.stream.stage_bytes = a.row.segment_bytes;
+  a.stream.kept = a.row.segments > 1;
+  set_stages(a.stream, rest);
+  GateUpRoles roles;
+  roles.times = g.times;
+  if (g.router != nullptr) {
+    roles.routing = router_blocks(*g.router);
+    roles.router = *g.router;
+    roles.ready = g.ready;
+    a.ready = g.ready;
+  }
+  GateUp host = a;
+  host.fixed_jobs = 0;
+  host.list = g.host_list;
+  host.out = g.host_out;
+  if (g.host_list != nullptr) roles.host = g.host_blocks;
+  const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
+  // One block on each multiprocessor leaves the next kernel its place there.
+  const int workers = processors() - roles.routing;
+  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream,
+         "gate and up", a, host, roles);
+}
+
+}  // namespace
+
+void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {
+  dispatch(gate_up.format, gate_up.tokens, [&](auto format, auto tokens) {
+    run_gate_up<decltype(format)::value, decltype(tokens)::value>(gate_up, stream);
+  });
+}
+
+}  // namespace lighter::kernels
