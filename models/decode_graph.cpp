@@ -149,12 +149,13 @@ class CudaDecodeGraph : public DecodeGraph {
   void update_places() {
     if (executor_ == nullptr || (places_.version != 0 && places_.version == executor_->places_version()))
       return;
+    const bool first = places_.version == 0;
     places_ = executor_->slice_places();
     const auto upload = [&](const std::vector<const std::byte*>& from, const std::byte** to) {
       check(cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice), "copying");
     };
     upload(places_.device, on_device_.device_table);
-    if (!shape_.all_resident) upload(places_.host, on_device_.host_table);
+    if (first && !shape_.all_resident) upload(places_.host, on_device_.host_table);
   }
 
   void write_tables(int64_t position) {
@@ -175,7 +176,7 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   void count() {
-    const int groups = groups_per_slice();
+    const int groups = groups_per_slice(shape_);
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
       uint64_t missed_here = 0;
       for (int rank = 0; rank < spec_.experts_per_token; ++rank) {
@@ -211,10 +212,6 @@ class CudaDecodeGraph : public DecodeGraph {
       misses = std::max<uint64_t>(misses, at.host_down);
     }
     counters_.stall_s += seconds(at.device_down, misses);
-  }
-
-  int groups_per_slice() const {
-    return static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
   }
 
   void capture() {

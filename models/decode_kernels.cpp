@@ -72,10 +72,6 @@ class DecodeKernels {
   }
 
  private:
-  int groups_per_slice() const {
-    return static_cast<int>(shape_.slice_width / group_of(format_of(shape_.encoding)));
-  }
-
   const std::byte* data(WeightRole role, int layer = -1) const {
     return static_cast<const std::byte*>(weights_.at(role, layer).const_data_ptr());
   }
@@ -212,7 +208,7 @@ class DecodeKernels {
     if (scheduled_) r.forced = on_device_.tables + tables_.forced_at + moe_layer * spec_.experts_per_token;
     r.input = normed(WeightRole::ffn_norm, layer);
     r.device_table = on_device_.device_table + first;
-    r.groups_per_slice = groups_per_slice();
+    r.groups_per_slice = groups_per_slice(shape_);
     r.resident = on_device_.resident;
     r.logits = on_device_.router_logits;
     r.arrived = on_device_.arrived;

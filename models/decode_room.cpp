@@ -22,8 +22,9 @@ WeightFormat format_of(SliceEncoding encoding) {
   return encoding == SliceEncoding::int4 ? WeightFormat::int4 : WeightFormat::bf16;
 }
 
-int64_t group_of(WeightFormat format) {
-  return format == WeightFormat::int8 ? 128 : 64;
+int groups_per_slice(const DecodeGraphShape& shape) {
+  const int64_t group = format_of(shape.encoding) == WeightFormat::int8 ? 128 : 64;
+  return static_cast<int>(shape.slice_width / group);
 }
 
 TableLayout::TableLayout(const DecodeGraphShape& shape) {

@@ -11,8 +11,8 @@
 namespace lighter::models {
 
 kernels::WeightFormat format_of(SliceEncoding encoding);
-// Values that share a scale; of bf16, those that work is divided by.
-int64_t group_of(kernels::WeightFormat format);
+// Groups of a slice's columns, by which missed slices are shared out.
+int groups_per_slice(const DecodeGraphShape& shape);
 
 // How the ints that a step is told lie: block tables of both groups, then scheduled experts.
 struct TableLayout {

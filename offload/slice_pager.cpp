@@ -228,6 +228,11 @@ void SlicePager::between_steps() {
   }
   stalls_used_ = 0;
   std::lock_guard lock(mutex_);
+  end_step();
+}
+
+// With the lock.
+void SlicePager::end_step() {
   counters_.evictions = cache_.evictions();
   cache_.end_step();
   ++step_;
@@ -251,10 +256,7 @@ void SlicePager::learn(std::span<const int> experts) {
   copies.ended = [&](SliceId slice) { promotions_.erase(slice); };
   copies.prefetch_dropped = [&](int slot) { cancel_prefetch(slot); };
   counters_.prefetch_wasted_bytes += promoter_.learn(experts, copies) * grid_.slice_bytes;
-  counters_.evictions = cache_.evictions();
-  cache_.end_step();
-  ++step_;
-  layer_ = -1;
+  end_step();
 }
 
 void SlicePager::drop_promotions() {

@@ -126,6 +126,7 @@ class SlicePager {
   void stream_ahead(int layer, bool leaving);
   bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
   void count_copies();
+  void end_step();
   void drop_promotions();
 
   Device& device_;

@@ -43,7 +43,7 @@ struct DecodeLinear {
   const void* x_bf16 = nullptr;        // likewise; only for bf16 weights
   float* out = nullptr;                // [tokens, rows]
   bool add = false;                    // out += y
-  unsigned long long* best = nullptr;  // [tokens]: the largest of better_of() below, or null
+  unsigned long long* best = nullptr;  // [tokens]: the largest of all yet, its value above its row; or null
   bool after_small = false;            // the kernel before does not have a block on every multiprocessor
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
 };

@@ -115,7 +115,7 @@ constexpr int64_t kSpreadShared = 116 * 1024;
 
 // Sets the stages of a ring beside `rest` bytes of shared memory: as many as fit into `limit`, or, where not
 // even two do, two. Throws ConfigError if two are too many.
-inline void set_stages(StreamShape& shape, int64_t rest, int64_t limit = kHalfShared) {
+inline void set_stages(StreamShape& shape, int64_t rest, int64_t limit) {
   constexpr int64_t all = 226 * 1024;
   for (shape.stages = kMostStages; shape.stages > 1; --shape.stages) {
     if (shape.bytes() + rest <= limit) return;
@@ -125,6 +125,23 @@ inline void set_stages(StreamShape& shape, int64_t rest, int64_t limit = kHalfSh
   throw ConfigError("a decode step needs " + std::to_string(rest) +
                     " bytes of shared memory for activations, more than " + std::to_string(all) +
                     "; set decode: eager");
+}
+
+// Shared memory of a kernel's activations, and of the sums that norming them takes.
+template <WeightFormat F, int B>
+int64_t x_and_scratch_bytes(int64_t columns) {
+  return x_bytes<F>(columns, B) + B * kStreamWarps * 4;
+}
+
+// The ring of a kernel that reads whole rows, beside `rest` bytes.
+template <WeightFormat F>
+StreamShape row_stream(const RowShape& row, int64_t rest, int64_t limit = kHalfShared) {
+  StreamShape shape;
+  shape.stage_bytes = row.segment_bytes;
+  shape.side_bytes = row.side * (Format<F>::minimums ? 2 : 1);
+  shape.kept = row.segments > 1;
+  set_stages(shape, rest, limit);
+  return shape;
 }
 
 // Calls call(format, tokens) with both as compile-time constants.

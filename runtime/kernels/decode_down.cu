@@ -32,7 +32,7 @@ struct DownRows {
   int valid;  // pieces of a row
 };
 
-// Piece `piece` of row `row`, without int4's minimum.
+// Of piece `piece` of row `row`.
 template <WeightFormat F>
 __device__ float down_scale(const DownRows& r, int row, int piece) {
   return scale_of<F>(r.sides + row * r.row_side, piece);

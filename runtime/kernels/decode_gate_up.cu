@@ -189,11 +189,8 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.input_weights = g.input_weights;
   a.experts = g.experts;
   a.out = g.out;
-  a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
-  const int64_t rest = x_bytes<F>(g.hidden, B) + B * kStreamWarps * 4;
-  a.stream.stage_bytes = a.row.segment_bytes;
-  a.stream.kept = a.row.segments > 1;
-  set_stages(a.stream, rest);
+  const int64_t rest = x_and_scratch_bytes<F, B>(g.hidden);
+  a.stream = row_stream<F>(a.row, rest);
   GateUpRoles roles;
   roles.times = g.times;
   if (g.router != nullptr) {

@@ -118,11 +118,8 @@ void run(const DecodeLinear& linear, void* stream) {
   a.add = linear.add;
   a.best = linear.best;
   a.idle_before = linear.idle_before;
-  a.stream.side_bytes = a.row.side * (Format<F>::minimums ? 2 : 1);
-  const int64_t rest = x_bytes<F>(linear.columns, B) + B * kStreamWarps * 4;
-  a.stream.stage_bytes = a.row.segment_bytes;
-  a.stream.kept = a.row.segments > 1;
-  set_stages(a.stream, rest, linear.after_small ? kSpreadShared : kHalfShared);
+  const int64_t rest = x_and_scratch_bytes<F, B>(linear.columns);
+  a.stream = row_stream<F>(a.row, rest, linear.after_small ? kSpreadShared : kHalfShared);
   const int64_t least = linear.after_small ? kSpreadShared : 0;
   launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
          std::max(least, a.stream.bytes() + rest), stream, "linear", a);

@@ -10,7 +10,7 @@ namespace lighter {
 struct SlicePlaces {
   uint64_t version = 0;                  // another one when anything has changed; never 0
   std::vector<const std::byte*> device;  // by grid index; null: not on the device
-  std::vector<const std::byte*> host;    // likewise; null: no home on the host
+  std::vector<const std::byte*> host;    // likewise; null: no home on the host; the same in all versions
 };
 
 }  // namespace lighter
