@@ -10,7 +10,7 @@ using kernels::WeightFormat;
 
 // Blocks of a kernel that read experts from host memory: enough for PCIe, and few enough to leave the GPU to
 // the resident slices.
-constexpr int kZeroCopyBlocks = 32;
+constexpr int kZeroCopyBlocks = 8;
 
 class DecodeKernels {
  public:
@@ -61,7 +61,7 @@ class DecodeKernels {
     end.error = on_device_.error;
     end.state = on_device_.state;
     end.out = on_host_.output;
-    end.ready = on_device_.ready;
+    end.signals = on_device_.signals;
     end.layers = shape_.experts.layers;
     end.chosen_from = on_device_.chosen;
     end.chosen_to = on_host_.chosen;
@@ -102,6 +102,11 @@ class DecodeKernels {
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
     qkv.after_small = qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
+    if (qkv.idle_before) {
+      const PackedWeight* const packed = weights_.packed(WeightRole::o, layer);
+      qkv.next = packed != nullptr ? packed->data : data(WeightRole::o, layer);
+      qkv.next_bytes = packed != nullptr ? static_cast<int64_t>(packed->bytes()) : spec_.hidden * q * 2;
+    }
     kernels::decode_linear(qkv, stream_);
     kernels::DecodeAttention a;
     a.qkv = on_device_.qkv;
@@ -128,7 +133,7 @@ class DecodeKernels {
     auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
     o.x = on_device_.attended;
     o.add = true;
-    o.after_small = true;
+    o.after_small = o.late_next = true;
     kernels::decode_linear(o, stream_);
   }
 
@@ -224,7 +229,7 @@ class DecodeKernels {
     r.positions = on_device_.positions;
     if (mailbox_ != nullptr) {
       const MissSlot slot = mailbox_->slot(moe_layer);
-      r.post = {slot.x, slot.experts, slot.weights, slot.posted};
+      r.post = {slot.x, slot.scales, slot.experts, slot.weights, slot.posted};
     }
     return r;
   }
@@ -286,8 +291,8 @@ class DecodeKernels {
     gate_up.times = down.times = times_of(layer);
     auto first = apart ? gate_up_of(shared, layer) : gate_up;
     first.router = &routing;
-    first.ready = on_device_.ready + spec_.layers[layer].moe_layer;
-    down.ready = first.ready;
+    first.signals = gate_up.signals = on_device_.signals + spec_.layers[layer].moe_layer;
+    down.signals = first.signals;
     kernels::decode_gate_up(first, stream_);
     if (apart) {
       kernels::decode_gate_up(gate_up, stream_);
@@ -311,6 +316,7 @@ class DecodeKernels {
       const MissSlot slot = mailbox_->slot(spec_.layers[layer].moe_layer);
       combine.from_cpu = slot.result;
       combine.cpu_done = slot.done;
+      combine.signals = first.signals;
     }
     combine.late = on_device_.late;
     combine.step = &on_device_.state->step;

@@ -70,7 +70,7 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
   const WeightFormat format = format_of(shape.encoding);
   const int64_t jobs = static_cast<int64_t>(spec.experts_per_token) * shape.experts.slices;
   const int64_t layers = shape.experts.layers;
-  ready = room.take<unsigned>(layers);
+  signals = room.take<kernels::LayerSignals>(layers);
   arrived = room.take<unsigned>(1);
   router_logits = room.take<float>(spec.experts);
   const int64_t shared_jobs = (spec.shared_ffn + shape.slice_width - 1) / shape.slice_width;
@@ -135,6 +135,9 @@ std::string why_no_decode_graph(const DecodeGraphShape& shape, bool cuda, DType 
   }
   if (shape.experts.layers == 0) return {};
   if (spec.experts > kernels::kMostDecodeExperts) return std::to_string(spec.experts) + " experts in a layer";
+  if (spec.experts_per_token > kernels::kMostChosen) {
+    return std::to_string(spec.experts_per_token) + " experts for a token";
+  }
   return {};
 }
 

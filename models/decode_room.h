@@ -49,7 +49,8 @@ struct DeviceRoom {
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *late, *ready, *arrived;
+  unsigned *error, *late, *arrived;
+  kernels::LayerSignals* signals;
   float* router_logits;
   // Hidden activations, as the kernels take them.
   std::byte* fixed[3] = {};  // by format, of networks that every token passes

@@ -72,7 +72,12 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
           if (post.experts[i] != e) continue;
           TokenUse& use = uses[count++];
           use.token = static_cast<int32_t>(i / k);
-          (weight_on_ == WeightOn::input ? use.in_weight : use.out_weight) = post.weights[i];
+          use.in_weight = post.scales[use.token];
+          if (weight_on_ == WeightOn::input) {
+            use.in_weight *= post.weights[i];
+          } else {
+            use.out_weight = post.weights[i];
+          }
         }
         id = jobs.add_expert({uses.data(), count});
       }

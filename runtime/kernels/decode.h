@@ -20,6 +20,7 @@ namespace lighter::kernels {
 enum class WeightFormat { bf16, int8, int4 };
 
 constexpr int kMostDecodeTokens = 1;
+constexpr int kMostChosen = 32;  // experts of a token
 constexpr int kMostDecodeExperts = 128;
 
 // Null if a decode step of these sizes can be computed here, else why not. columns: of any matrix.
@@ -45,7 +46,10 @@ struct DecodeLinear {
   bool add = false;                    // out += y
   unsigned long long* best = nullptr;  // [tokens]: the largest of all yet, its value above its row; or null
   bool after_small = false;            // the kernel before does not have a block on every multiprocessor
+  bool late_next = false;              // the next kernel begins when the input is loaded: after attention's
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
+  const std::byte* next = nullptr;     // then these too, of a later kernel; or null
+  int64_t next_bytes = 0;
 };
 void decode_linear(const DecodeLinear& linear, void* stream);
 
@@ -77,12 +81,21 @@ struct LayerTimes {
   unsigned long long cpu = 0;              // the CPU's result was seen
 };
 
+// What the kernels of an MoE layer tell each other, in device memory; all 0 before a step.
+struct LayerSignals {
+  unsigned lists = 0;   // 1: the routing's lists and weights are there
+  unsigned blocks = 0;  // of gate and up that are done with what lies on the device
+  unsigned hidden = 0;  // 1: all are
+  unsigned cpu = 0;     // 1: the CPU's result has been seen, or did not come in time
+};
+
 enum class RouterScore { sigmoid, softmax_normalised };
 
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
 // step.
 struct MissPostTarget {
-  float* x = nullptr;        // [tokens, hidden], normed
+  float* x = nullptr;        // [tokens, hidden]: the residual times the norm's weight
+  float* scales = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
   int* experts = nullptr;    // [tokens, k]
   float* weights = nullptr;  // [tokens, k]
   unsigned* posted = nullptr;
@@ -139,9 +152,8 @@ struct DecodeGateUp {
   void* host_out = nullptr;
   int host_blocks = 0;
   LayerTimes* times = nullptr;
-  // Routing in the same launch, by blocks of its own; ready, 0 before, becomes 1 when the lists are there.
-  const DecodeRouter* router = nullptr;
-  unsigned* ready = nullptr;
+  const DecodeRouter* router = nullptr;  // routing in the same launch, by blocks of its own
+  LayerSignals* signals = nullptr;       // of the layer, with a router or a host list
 };
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
 
@@ -162,10 +174,10 @@ struct DecodeDown {
   const JobList* host_list = nullptr;
   const void* host_activations = nullptr;
   int host_blocks = 0;
-  const unsigned* ready = nullptr;  // as above: the lists' weights are then fetched ahead; null: they are not
-  float* residual = nullptr;        // [tokens, hidden]
-  float* fixed_sum = nullptr;       // [tokens, hidden]; instead of residual
-  float* partials = nullptr;        // [positions, tokens, hidden]; likewise
+  const LayerSignals* signals = nullptr;  // as above: the lists' weights are then fetched ahead; null: not
+  float* residual = nullptr;              // [tokens, hidden]
+  float* fixed_sum = nullptr;             // [tokens, hidden]; instead of residual
+  float* partials = nullptr;              // [positions, tokens, hidden]; likewise
   LayerTimes* times = nullptr;
 };
 void decode_down(const DecodeDown& down, void* stream);
@@ -179,6 +191,7 @@ struct DecodeCombine {
   const int* positions = nullptr;
   const float* from_cpu = nullptr;     // [tokens, hidden], mapped host memory, or null
   const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
+  LayerSignals* signals = nullptr;     // with from_cpu
   const unsigned* step = nullptr;
   unsigned* late = nullptr;   // counts the launches that had to wait for the CPU
   unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
@@ -231,11 +244,11 @@ struct DecodeEnd {
   const StepInput* state = nullptr;
   StepOutput* out = nullptr;  // mapped host memory
   int tokens = 1;
-  unsigned* ready = nullptr;  // [layers], set to 0 for the next step
+  LayerSignals* signals = nullptr;  // [layers], set to 0 for the next step
   int layers = 0;
-  const int* chosen_from = nullptr;  // device, [layers, k]
-  int* chosen_to = nullptr;          // mapped host memory, as is times_to
-  int chosen = 0;                    // layers * k
+  const int* chosen_from = nullptr;        // device, [layers, k]
+  int* chosen_to = nullptr;                // mapped host memory, as is times_to
+  int chosen = 0;                          // layers * k
   const LayerTimes* times_from = nullptr;  // [layers], or null
   LayerTimes* times_to = nullptr;
 };

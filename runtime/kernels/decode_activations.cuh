@@ -16,30 +16,28 @@
 
 namespace lighter::kernels {
 
-// allow_early: the next kernel may begin to fetch weights before this one has loaded its activations. That
-// keeps the memory busy meanwhile, but makes these loads wait behind what is fetched: for int4, whose time is
-// less the memory's, the worse of the two. fetch_more: pieces that a warp brings into the second-level cache
-// before it loads activations. Both by measurement, on an H100.
+// fetch_more: pieces that a warp brings into the second-level cache before it loads activations; by
+// measurement, on an H100.
 template <WeightFormat F>
 struct Format;
 template <>
 struct Format<WeightFormat::bf16> {
   static constexpr int group = 64, piece_values = 8;  // a group only divides work here
-  static constexpr bool quantized = false, minimums = false, allow_early = true;
+  static constexpr bool quantized = false, minimums = false;
   static constexpr int fetch_more = 2;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return 2 * values; }
 };
 template <>
 struct Format<WeightFormat::int8> {
   static constexpr int group = 128, piece_values = 16;
-  static constexpr bool quantized = true, minimums = false, allow_early = true;
+  static constexpr bool quantized = true, minimums = false;
   static constexpr int fetch_more = 0;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values; }
 };
 template <>
 struct Format<WeightFormat::int4> {
   static constexpr int group = 64, piece_values = 32;
-  static constexpr bool quantized = true, minimums = true, allow_early = false;
+  static constexpr bool quantized = true, minimums = true;
   static constexpr int fetch_more = 0;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values / 2; }
 };
@@ -192,7 +190,6 @@ __device__ void load_x(const SharedX& x, const float* from, int columns, int tok
     float4 v[4];
     load_share<F>(from + static_cast<int64_t>(token) * columns, share, v);
     put_share<F>(x, columns, token, share, v, i < all);
-    if (!Format<F>::allow_early) allow_next_kernel();
   }
 }
 
@@ -232,7 +229,6 @@ __device__ void load_normed_x(const SharedX& x, const NormedInput& input, const 
     for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
     if (lane == 0) scratch[token * kStreamWarps + warp] = squares;
     __syncthreads();
-    if (!Format<F>::allow_early) allow_next_kernel();
     if (warp * 32 >= columns / 16) continue;
     float sum = 0;
 #pragma unroll

@@ -15,7 +15,10 @@ struct Down {
   const std::byte* fixed;
   int fixed_jobs;
   const JobList* list;
-  const unsigned* ready;
+  const LayerSignals* signals;
+  // Hidden activations are waited for by the layer's signal, since the kernel that makes them still makes
+  // others; else by that kernel's end.
+  bool before_its_end;
   const float* output_weights;
   int experts;
   const void* hidden_activations;
@@ -107,7 +110,8 @@ __device__ void any_down_rows(const DownRows& r, const SharedX& x, int lane, flo
   }
 }
 
-template <WeightFormat F, int B>
+// Paged: not all slices are resident.
+template <WeightFormat F, int B, bool Paged>
 __device__ void down_block(const Down& a, std::byte* shared, int block, int blocks) {
   constexpr int group = Format<F>::group;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -159,17 +163,24 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     if (lane == 0) fill();
   };
   if (lane == 0) fill();
-  if (Format<F>::allow_early) allow_next_kernel();
-  if (a.ready != nullptr) {  // the list is there long before the hidden activations are
+  allow_next_kernel();
+  const auto await = [](const unsigned* signal) {
     if (threadIdx.x == 0) {
-      while (load_acquire(a.ready) == 0) __nanosleep(100);
+      while (load_acquire(signal) == 0) __nanosleep(100);
     }
     __syncthreads();
+  };
+  if (a.signals != nullptr) {  // the list is there long before the hidden activations are
+    await(&a.signals->lists);
     read_list();
   }
-  wait_for_previous_kernel();
+  if (Paged && a.before_its_end) {
+    await(&a.signals->hidden);
+  } else {
+    wait_for_previous_kernel();
+  }
   if (threadIdx.x == 0) note_time(a.begun);
-  if (a.ready == nullptr && a.list != nullptr) read_list();
+  if (a.signals == nullptr && a.list != nullptr) read_list();
   if constexpr (Format<F>::quantized) {
     load_x<F>({x_q, x_scales, x_sums}, static_cast<const float*>(a.hidden_activations), a.width, jobs * B);
   } else {
@@ -234,15 +245,15 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
 }
 
 // The first blocks read host memory.
-template <WeightFormat F, int B>
+template <WeightFormat F, int B, bool Paged>
 __global__ void __launch_bounds__(kThreads, 2)
     down_kernel(const __grid_constant__ Down a, const __grid_constant__ Down host, int host_blocks) {
   extern __shared__ __align__(128) std::byte shared[];
   const int block = blockIdx.x;
-  if (block < host_blocks) {
-    down_block<F, B>(host, shared, block, host_blocks);
+  if (Paged && block < host_blocks) {
+    down_block<F, B, Paged>(host, shared, block, host_blocks);
   } else {
-    down_block<F, B>(a, shared, block - host_blocks, gridDim.x - host_blocks);
+    down_block<F, B, Paged>(a, shared, block - host_blocks, gridDim.x - host_blocks);
   }
 }
 
@@ -296,7 +307,7 @@ void run_down(const DecodeDown& d, void* stream) {
   a.fixed = d.fixed;
   a.fixed_jobs = d.fixed_jobs;
   a.list = d.list;
-  a.ready = d.list == nullptr ? nullptr : d.ready;
+  a.signals = d.list == nullptr ? nullptr : d.signals;
   a.output_weights = d.output_weights;
   a.experts = d.experts;
   a.hidden_activations = d.hidden_activations;
@@ -311,18 +322,21 @@ void run_down(const DecodeDown& d, void* stream) {
   host.list = d.host_list;
   host.hidden_activations = d.host_activations;
   host.residual = host.fixed_sum = nullptr;
+  a.before_its_end = d.host_list != nullptr && a.signals != nullptr;
   if (d.times != nullptr) {
     a.ended = &d.times->device_down;
     host.begun = &d.times->host_down_begun;
     host.ended = &d.times->host_down;
   }
   host.most_jobs = d.most_list_jobs;
-  const int most_blocks = a.hidden / a.rows, blocks = std::min(processors(), most_blocks);
+  const int most_blocks = a.hidden / a.rows;
   const int host_blocks = d.host_list == nullptr ? 0 : std::min(d.host_blocks, most_blocks);
+  // All blocks at once: those that read host memory come last to their end.
+  const int blocks = std::min(processors() - host_blocks, most_blocks);
   int64_t bytes = share_rows<F, B>(a, blocks);
   if (host_blocks > 0) bytes = std::max(bytes, share_rows<F, B>(host, host_blocks));
-  launch(down_kernel<F, B>, dim3(host_blocks + blocks), kThreads, bytes, stream, "down", a, host,
-         host_blocks);
+  launch(host_blocks > 0 ? down_kernel<F, B, true> : down_kernel<F, B, false>, dim3(host_blocks + blocks),
+         kThreads, bytes, stream, "down", a, host, host_blocks);
 }
 
 }  // namespace

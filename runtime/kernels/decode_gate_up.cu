@@ -21,10 +21,13 @@ struct GateUp {
   const float* input_weights;
   int experts;
   void* out;
-  const unsigned* ready;
+  const unsigned* lists;  // 1: the list is there; null: it is anyway
+  LayerSignals* signals;  // told when this is done, or null
+  bool routing_first;  // no weights are fetched before the routing is done, whose loads would wait for them
 };
 
-template <WeightFormat F, int B>
+// Paged: not all slices are resident.
+template <WeightFormat F, int B, bool Paged>
 __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int blocks) {
   constexpr int group = Format<F>::group;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -42,8 +45,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     if (list_known) return;
     list_known = true;
     if (a.list == nullptr) return;
-    if (a.ready != nullptr) {
-      while (load_acquire(a.ready) == 0) __nanosleep(40);
+    if (a.lists != nullptr) {
+      while (load_acquire(a.lists) == 0) __nanosleep(40);
     }
     listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
   };
@@ -86,11 +89,11 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     while (in_flight < a.stream.stages && issue(may_wait)) {
     }
   };
-  if (lane == 0) fill(false);
+  if (!(Paged && a.routing_first) && lane == 0) fill(false);
   const NormWeights<F> norm(a.input, a.row.columns);
-  if (Format<F>::allow_early) allow_next_kernel();
+  allow_next_kernel();
   wait_for_previous_kernel();
-  if (lane == 0) {
+  if (!Paged && lane == 0) {
     int row = ahead, matrix = ahead_matrix, segment = ahead_segment;
     for (int i = 0; i < Format<F>::fetch_more && row < fixed.end; ++i) {
       bulk_prefetch(a.fixed + row / a.width * layout.bytes() + layout.matrix(matrix) +
@@ -104,7 +107,11 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     }
   }
   load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
+  if (Paged && threadIdx.x == 0 && a.routing_first) {
+    while (load_acquire(a.lists) == 0) __nanosleep(40);
+  }
   __syncthreads();
+  if (Paged && lane == 0 && a.routing_first) fill(true);
   const auto refill = [&] {
     if (lane != 0) return;
     --in_flight;
@@ -148,6 +155,14 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
       }
     }
   }
+  if (!Paged || a.signals == nullptr) return;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  __threadfence();  // for the whole block, whose writes the barrier has put before it
+  if (atomicAdd(&a.signals->blocks, 1) + 1 == static_cast<unsigned>(blocks)) {
+    __threadfence();
+    store_release(&a.signals->hidden, 1);
+  }
 }
 
 // Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`,
@@ -155,24 +170,24 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
 struct GateUpRoles {
   int routing = 0, host = 0;
   DecodeRouter router;
-  unsigned* ready = nullptr;
+  LayerSignals* signals = nullptr;
   LayerTimes* times = nullptr;
 };
 
-template <WeightFormat F, int B>
+template <WeightFormat F, int B, bool Paged>
 __global__ void __launch_bounds__(kThreads, 2)
     gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ GateUp host,
                    const __grid_constant__ GateUpRoles roles) {
   extern __shared__ __align__(128) std::byte shared[];
   const int block = blockIdx.x;
   if (block < roles.routing) {
-    route(roles.router, shared, roles.ready, block, roles.routing);
-  } else if (block < roles.routing + roles.host) {
-    gate_up_block<F, B>(host, shared, block - roles.routing, roles.host);
+    route(roles.router, shared, &roles.signals->lists, block, roles.routing);
+  } else if (Paged && block < roles.routing + roles.host) {
+    gate_up_block<F, B, Paged>(host, shared, block - roles.routing, roles.host);
     if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->host_hidden);
   } else {
     const int before = roles.routing + roles.host;
-    gate_up_block<F, B>(a, shared, block - before, gridDim.x - before);
+    gate_up_block<F, B, Paged>(a, shared, block - before, gridDim.x - before);
     if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->device_hidden);
   }
 }
@@ -196,19 +211,24 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   if (g.router != nullptr) {
     roles.routing = router_blocks(*g.router);
     roles.router = *g.router;
-    roles.ready = g.ready;
-    a.ready = g.ready;
+    roles.signals = g.signals;
+    a.lists = &g.signals->lists;
   }
   GateUp host = a;
+  a.routing_first = g.router != nullptr && g.router->host_table != nullptr;
+  if (g.host_list != nullptr) a.signals = g.signals;
   host.fixed_jobs = 0;
   host.list = g.host_list;
   host.out = g.host_out;
   if (g.host_list != nullptr) roles.host = g.host_blocks;
   const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
-  // One block on each multiprocessor leaves the next kernel its place there.
-  const int workers = processors() - roles.routing;
-  launch(gate_up_kernel<F, B>, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream,
-         "gate and up", a, host, roles);
+  // One block on each multiprocessor leaves the next kernel its place there; and beside one that reads host
+  // memory another's copies would wait for it.
+  const int workers = processors() - roles.routing - roles.host;
+  const auto kernel =
+      a.routing_first || roles.host > 0 ? gate_up_kernel<F, B, true> : gate_up_kernel<F, B, false>;
+  launch(kernel, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream, "gate and up", a, host,
+         roles);
 }
 
 }  // namespace

@@ -17,7 +17,9 @@ struct Linear {
   float* out;
   bool add;
   unsigned long long* best;
-  bool idle_before;
+  bool late_next, idle_before;
+  const std::byte* next;
+  int64_t next_bytes;
 };
 
 // The larger value wins, and of equal ones the lower row.
@@ -68,8 +70,16 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
     }
   };
   constexpr int most_pieces = 16;
-  if (a.idle_before) fetch_more(most_pieces);
-  if (Format<F>::allow_early) allow_next_kernel();
+  if (a.idle_before) {
+    fetch_more(most_pieces);
+    if (lane == 0 && a.next != nullptr) {
+      const int64_t part = blockIdx.x * kStreamWarps + warp, parts = gridDim.x * kStreamWarps;
+      const int64_t first = a.next_bytes / 16 * part / parts * 16,
+                    last = a.next_bytes / 16 * (part + 1) / parts * 16;
+      if (first < last) bulk_prefetch(a.next + first, static_cast<uint32_t>(last - first));
+    }
+  }
+  if (!a.late_next) allow_next_kernel();
   wait_for_previous_kernel();
   if (!a.idle_before) fetch_more(Format<F>::fetch_more);
   if (a.normed.residual != nullptr) {
@@ -82,6 +92,9 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
       reinterpret_cast<uint4*>(x.values)[i] = __ldcg(from + i);
     }
   }
+  // Not before: the weights that the next kernel fetches would keep these loads, and the last ones of the
+  // kernel before, waiting for microseconds.
+  if (a.late_next) allow_next_kernel();
   __syncthreads();
 
   unsigned long long best = 0;
@@ -117,7 +130,10 @@ void run(const DecodeLinear& linear, void* stream) {
   a.out = linear.out;
   a.add = linear.add;
   a.best = linear.best;
+  a.late_next = linear.late_next;
   a.idle_before = linear.idle_before;
+  a.next = linear.next;
+  a.next_bytes = linear.next_bytes;
   const int64_t rest = x_and_scratch_bytes<F, B>(linear.columns);
   a.stream = row_stream<F>(a.row, rest, linear.after_small ? kSpreadShared : kHalfShared);
   const int64_t least = linear.after_small ? kSpreadShared : 0;

@@ -9,12 +9,15 @@
 #include "runtime/kernels/decode_activations.cuh"
 #include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
+#include "runtime/kernels/signals.cuh"
 
 namespace lighter::kernels {
 
 constexpr int kMostRouterBlocks = 16;
+constexpr int kThreadsOfRouter = kStreamWarps * 32;
 constexpr int kScored = 4;  // experts of a block, where that is enough
 constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;
+constexpr int kAheadQuads = 3;  // of a row, that a thread has before the previous kernel has ended
 static_assert(kMostDecodeTokens == 1);
 
 // Shared memory of a routing block.
@@ -22,6 +25,7 @@ struct RouterScratch {
   float partial[kStreamWarps][1 + kMostScored];  // sum of squares, then the experts' dot products
   float logits[kMostDecodeExperts];
   float weights[kMostDecodeExperts];
+  int chosen[kMostChosen];
   bool last;
 };
 
@@ -48,8 +52,9 @@ __device__ inline void fetch_ahead(const void* from, int64_t bytes) {
   }
 }
 
-// One warp: the k experts by falling logit (the lower number wins a tie) and their weights.
-__device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int lane) {
+// One warp: the k experts by falling logit (the lower number wins a tie) and their weights. forced: lane i's
+// is the expert of rank i, if they are forced.
+__device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int forced, int lane) {
   constexpr int each = kMostDecodeExperts / 32;  // a lane has experts lane, lane + 32, ...
   float mine[each], most = -INFINITY;
   unsigned taken = 0;
@@ -72,7 +77,7 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
     int best = INT_MAX;
     float logit = 0;
     if (r.forced != nullptr) {
-      best = r.forced[rank];
+      best = __shfl_sync(~0u, forced, rank);
       logit = scratch.logits[best];
     } else {
 #pragma unroll
@@ -103,7 +108,7 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
     total += weight;
     if (lane == 0) {
       scratch.weights[best] = weight;
-      r.chosen[rank] = best;
+      r.chosen[rank] = scratch.chosen[rank] = best;
     }
   }
   __syncwarp();
@@ -114,12 +119,13 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
 }
 
 // One warp: tells the CPU. The hidden state has been written before.
-__device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch, int lane) {
-  for (int rank = lane; rank < r.k; rank += 32) {
-    const int expert = __ldcg(r.chosen + rank);
-    r.post.experts[rank] = expert;
-    r.post.weights[rank] = scratch.weights[expert];
+__device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch, float scale, int lane) {
+  if (lane < r.k) {
+    const int expert = scratch.chosen[lane];
+    r.post.experts[lane] = expert;
+    r.post.weights[lane] = scratch.weights[expert];
   }
+  if (lane == 0) *r.post.scales = scale;
   __threadfence_system();
   __syncwarp();
   if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
@@ -173,8 +179,8 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// Block `block` of `blocks`. Sets *ready to 1 when the lists and weights are there.
-__device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* ready, int block,
+// Block `block` of `blocks`. Sets *lists to 1 when the lists and weights are there.
+__device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* lists, int block,
                              int blocks) {
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -184,6 +190,17 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   const int64_t stride = static_cast<int64_t>(blocks) * quads;
   const auto* const norm = static_cast<const uint2*>(r.input.weight);
   const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
+  // What does not depend on the step's earlier kernels, before those have ended.
+  uint2 norm_ahead[kAheadQuads], row_ahead[kAheadQuads][kScored];
+#pragma unroll
+  for (int j = 0; j < kAheadQuads; ++j) {
+    const int i = threadIdx.x + j * kThreadsOfRouter;
+    norm_ahead[j] = i < quads ? norm[i] : uint2{};
+#pragma unroll
+    for (int e = 0; e < kScored; ++e) {
+      row_ahead[j][e] = i < quads && e < scored ? rows[e * stride + i] : uint2{};
+    }
+  }
   for (int e = 0; e < scored; ++e) fetch_ahead(rows + e * stride, r.hidden * 2);
   if (block == 0) {
     fetch_ahead(norm, r.hidden * 2);
@@ -191,21 +208,44 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
     fetch_ahead(r.device_table, table_bytes);
     if (r.zero_copy != nullptr) fetch_ahead(r.host_table, table_bytes);
   }
-  allow_next_kernel();
   wait_for_previous_kernel();
 
-  // The norm's factor is the same for all values, so the dot products need not wait for it.
+  const int forced = r.forced != nullptr && lane < r.k ? __ldcg(r.forced + lane) : 0;
+  // The norm's factor is the same for all values, so neither the dot products nor the CPU's x need wait for
+  // it.
   float squares = 0, dots[kMostScored] = {};
-#pragma unroll 3
-  for (int i = threadIdx.x; i < quads; i += kStreamWarps * 32) {
-    const float4 v = __ldcg(residual + i), n = bf16x4(norm[i]);
+  const auto add = [&](int i, float4 v, uint2 packed_norm, const auto& row) {
+    const float4 n = bf16x4(packed_norm);
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    v.x *= n.x;
+    v.y *= n.y;
+    v.z *= n.z;
+    v.w *= n.w;
+    if (r.post.posted != nullptr && i / kThreadsOfRouter % blocks == block) {
+      reinterpret_cast<float4*>(r.post.x)[i] = v;
+    }
 #pragma unroll
     for (int e = 0; e < kMostScored; ++e) {
       if (e >= scored) break;
-      const float4 w = bf16x4(rows[e * stride + i]);
-      dots[e] += v.x * n.x * w.x + v.y * n.y * w.y + v.z * n.z * w.z + v.w * n.w * w.w;
+      const float4 w = bf16x4(row(e));
+      dots[e] += v.x * w.x + v.y * w.y + v.z * w.z + v.w * w.w;
     }
+  };
+  float4 values[kAheadQuads];
+#pragma unroll
+  for (int j = 0; j < kAheadQuads; ++j) {
+    const int i = threadIdx.x + j * kThreadsOfRouter;
+    values[j] = i < quads ? __ldcg(residual + i) : float4{};
+  }
+#pragma unroll
+  for (int j = 0; j < kAheadQuads; ++j) {
+    const int i = threadIdx.x + j * kThreadsOfRouter;
+    if (i >= quads) break;
+    add(i, values[j], norm_ahead[j],
+        [&](int e) { return e < kScored ? row_ahead[j][e] : rows[e * stride + i]; });
+  }
+  for (int i = threadIdx.x + kAheadQuads * kThreadsOfRouter; i < quads; i += kThreadsOfRouter) {
+    add(i, __ldcg(residual + i), norm[i], [&](int e) { return rows[e * stride + i]; });
   }
   squares = warp_sum(squares);
   if (lane == 0) scratch.partial[warp][0] = squares;
@@ -223,24 +263,12 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
     return sum;
   };
   const float unit = rsqrtf(total(0) / static_cast<float>(r.hidden) + r.input.eps);
-  if (r.post.posted != nullptr) {
-    for (int i = block * kStreamWarps * 32 + threadIdx.x; i < quads; i += blocks * kStreamWarps * 32) {
-      float4 v = __ldcg(residual + i);
-      const float4 n = bf16x4(norm[i]);
-      v.x *= unit * n.x;
-      v.y *= unit * n.y;
-      v.z *= unit * n.z;
-      v.w *= unit * n.w;
-      reinterpret_cast<float4*>(r.post.x)[i] = v;
-    }
-    __threadfence_system();
-  }
   if (static_cast<int>(threadIdx.x) < scored) {
     __stcg(r.logits + block + threadIdx.x * blocks, unit * total(1 + threadIdx.x));
-    __threadfence();
   }
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // for the whole block, whose writes the barrier has put before it
     scratch.last = atomicAdd(r.arrived, 1) + 1 == static_cast<unsigned>(blocks);
     if (scratch.last) *r.arrived = 0;
   }
@@ -249,15 +277,19 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   __threadfence();
   if (static_cast<int>(threadIdx.x) < r.experts) scratch.logits[threadIdx.x] = __ldcg(r.logits + threadIdx.x);
   __syncthreads();
-  if (warp == 0) choose(r, scratch, lane);
+  if (warp == 0) choose(r, scratch, forced, lane);
+  // Meanwhile x goes on its way; the fence of the post then has little to wait for.
+  if (warp == 1 && r.post.posted != nullptr) __threadfence_system();
   __syncthreads();
-  if (warp == 1 && r.post.posted != nullptr) post(r, scratch, lane);
+  // Not before: behind the weights that the next kernel fetches, the loads here would wait for microseconds.
+  allow_next_kernel();
+  if (warp == 1 && r.post.posted != nullptr) post(r, scratch, unit, lane);
   if (warp != 0) return;
   list_slices(r, scratch, lane);
   __threadfence();
   __syncwarp();
   if (lane != 0) return;
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
+  store_release(lists, 1);
   if (r.times != nullptr) note_time(&r.times->routed);
 }
 

@@ -8,6 +8,7 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_dots.cuh"
+#include "runtime/kernels/signals.cuh"
 
 namespace lighter::kernels {
 
@@ -24,12 +25,6 @@ struct SliceLayout {
   __host__ __device__ int64_t minimums(int which) const { return 3 * values + (3 + which) * sides; }
   __host__ __device__ int64_t bytes() const { return 3 * (values + sides * (Format<F>::minimums ? 2 : 1)); }
 };
-
-__device__ inline unsigned load_acquire(const unsigned* at) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-  return value;
-}
 
 // Lists are written while the kernel runs, so they are read past the first-level cache.
 __device__ inline const std::byte* slice_at(const SliceJob& job) {

@@ -6,6 +6,7 @@
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
+#include "runtime/kernels/signals.cuh"
 
 namespace lighter::kernels {
 namespace {
@@ -18,7 +19,8 @@ __device__ inline unsigned load_system(const unsigned* at) {
   return value;
 }
 
-// One thread. Once a wait of the step has failed, the later ones do not wait.
+// One thread of the GPU: loads of one address in host memory take a microsecond each, one after the other.
+// Once a wait of the step has failed, the later ones do not wait.
 __device__ inline void wait_for_flag(const unsigned* flag, unsigned step, unsigned* error, int layer) {
   const unsigned long long begin = now_ns();
   while (load_system(flag) != step) {
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
 __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
   for (int i = threadIdx.x; i < e.layers; i += kThreads) {
-    e.ready[i] = 0;
+    e.signals[i] = {};
     if (e.times_from != nullptr) e.times_to[i] = e.times_from[i];
   }
   for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[i] = e.chosen_from[i];
@@ -84,11 +86,31 @@ __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   }
 }
 
+// The CPU's result is waited for and loaded while the GPU's part is still being computed.
 __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
+  __shared__ volatile bool seen;
   allow_next_kernel();
-  wait_for_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t values = c.tokens * c.hidden;
+  float from_cpu = 0;
+  if (c.from_cpu != nullptr) {
+    if (threadIdx.x == 0) seen = false;
+    __syncthreads();
+    if (threadIdx.x == 0 && blockIdx.x == 0) {
+      wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+      store_release(&c.signals->cpu, 1);
+      seen = true;
+      if (c.times != nullptr) note_time(&c.times->cpu);
+    } else if (threadIdx.x == 0) {
+      while (load_acquire(&c.signals->cpu) == 0) __nanosleep(40);
+    } else if (threadIdx.x == 32 && blockIdx.x == 0) {
+      wait_for_previous_kernel();
+      if (!seen) ++*c.late;
+    }
+    __syncthreads();
+    if (i < values) from_cpu = __ldcv(c.from_cpu + i);
+  }
+  wait_for_previous_kernel();
   float routed = 0, fixed = 0;
   if (i < values) {
     const int positions = *c.positions;
@@ -99,15 +121,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
     }
     if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
   }
-  if (c.from_cpu != nullptr) {
-    if (threadIdx.x == 0) {
-      if (blockIdx.x == 0 && load_system(c.cpu_done) != *c.step) ++*c.late;
-      wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
-      if (blockIdx.x == 0 && c.times != nullptr) note_time(&c.times->cpu);
-    }
-    __syncthreads();
-    if (i < values) routed = __fadd_rn(routed, __ldcv(c.from_cpu + i));
-  }
+  if (c.from_cpu != nullptr) routed = __fadd_rn(routed, from_cpu);
   if (i < values) c.residual[i] = __fadd_rn(__fadd_rn(c.residual[i], fixed), routed);
 }
 

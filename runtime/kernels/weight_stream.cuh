@@ -34,11 +34,22 @@ __device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
                : "memory");
 }
 
+// For what is read once in a step: it shall not drive out of the second-level cache what is used all the
+// time.
+__device__ inline uint64_t read_once() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // Both ends and bytes are multiples of 16.
-__device__ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+__device__ inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier,
+                                 uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
 
@@ -98,7 +109,7 @@ class WarpStream {
   __device__ void issue(const std::byte* weights, uint32_t bytes, const std::byte* scales,
                         const std::byte* minimums, uint32_t side_bytes) {
     const uint32_t barrier = begin_issue(bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
-    bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes), weights, bytes, barrier);
+    bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes), weights, bytes, barrier, policy_);
     issue_side(scales, minimums, side_bytes, barrier);
     end_issue();
   }
@@ -110,7 +121,7 @@ class WarpStream {
         begin_issue(rows * row_bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
     for (int i = 0; i < rows; ++i) {
       bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes) + i * stride, weights + i * stride, row_bytes,
-                barrier);
+                barrier, policy_);
     }
     issue_side(scales, minimums, side_bytes, barrier);
     end_issue();
@@ -143,8 +154,8 @@ class WarpStream {
                              uint32_t barrier) {
     if (scales == nullptr) return;
     const uint32_t to = to_shared(sides_ + side_in_ * shape_.side_bytes);
-    bulk_copy(to, scales, side_bytes, barrier);
-    if (minimums != nullptr) bulk_copy(to + side_bytes, minimums, side_bytes, barrier);
+    bulk_copy(to, scales, side_bytes, barrier, policy_);
+    if (minimums != nullptr) bulk_copy(to + side_bytes, minimums, side_bytes, barrier, policy_);
     side_in_ = side_in_ + 1 == shape_.side_slots() ? 0 : side_in_ + 1;
   }
   __device__ void end_issue() { in_ = in_ + 1 == shape_.stages ? 0 : in_ + 1; }
@@ -153,6 +164,7 @@ class WarpStream {
   std::byte* stages_;
   std::byte* sides_;
   uint32_t barriers_;
+  const uint64_t policy_ = read_once();
   int in_ = 0, side_in_ = 0;  // of the issuing lane
   int out_ = 0, side_out_ = 0;
   uint32_t phase_ = 0;

@@ -18,8 +18,11 @@ uint64_t row_bytes(const MissMailboxShape& shape) {
 uint64_t choice_bytes(const MissMailboxShape& shape) {
   return aligned(shape.tokens * shape.experts_per_token * 4);
 }
+uint64_t scale_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * 4);
+}
 uint64_t slot_bytes(const MissMailboxShape& shape) {
-  return 2 * kAlignment + 2 * row_bytes(shape) + 2 * choice_bytes(shape);
+  return 2 * kAlignment + 2 * row_bytes(shape) + scale_bytes(shape) + 2 * choice_bytes(shape);
 }
 
 }  // namespace
@@ -50,6 +53,7 @@ MissSlot MissMailbox::slot(int layer) const {
   slot.done = reinterpret_cast<uint32_t*>(take(kAlignment));
   slot.experts = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
   slot.weights = reinterpret_cast<float*>(take(choice_bytes(shape_)));
+  slot.scales = reinterpret_cast<float*>(take(scale_bytes(shape_)));
   slot.x = reinterpret_cast<float*>(take(row_bytes(shape_)));
   slot.result = reinterpret_cast<float*>(take(row_bytes(shape_)));
   return slot;
@@ -61,7 +65,7 @@ uint32_t MissMailbox::posted(int layer) const {
 
 MissPost MissMailbox::read(int layer) const {
   const MissSlot at = slot(layer);
-  return {posted(layer), *at.tokens, at.x, at.experts, at.weights};
+  return {posted(layer), *at.tokens, at.x, at.scales, at.experts, at.weights};
 }
 
 void MissMailbox::publish_done(int layer, uint32_t step) const {

@@ -2,7 +2,7 @@
 // layer, in memory that both read and write (pinned, mapped). The memory belongs to the caller and has the
 // same offsets for both; this class only knows where things lie.
 //
-// The device writes tokens, x, experts and weights, then after a system-wide fence posted = the step's
+// The device writes tokens, x, scales, experts and weights, then after a system-wide fence posted = the step's
 // number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1, layers are
 // posted in order, and a slot is written again only when its last step is done. Accessors of the control
 // words are thread-safe.
@@ -25,7 +25,8 @@ struct MissMailboxShape {
 struct MissSlot {
   uint32_t* posted = nullptr;
   int32_t* tokens = nullptr;
-  float* x = nullptr;          // [tokens, hidden], normed; not scaled by the routing's weight
+  float* x = nullptr;          // [tokens, hidden], not scaled by the routing's weight
+  float* scales = nullptr;     // [tokens]: x times this is the experts' input
   int32_t* experts = nullptr;  // [tokens, experts_per_token]
   float* weights = nullptr;    // [tokens, experts_per_token]
   uint32_t* done = nullptr;
@@ -37,6 +38,7 @@ struct MissPost {
   uint32_t step = 0;
   int64_t tokens = 0;
   const float* x = nullptr;
+  const float* scales = nullptr;
   const int32_t* experts = nullptr;
   const float* weights = nullptr;
 };

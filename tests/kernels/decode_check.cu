@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <functional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "runtime/kernels/decode.h"
@@ -326,14 +327,15 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   LayerTimes* const taken = device_zeros<LayerTimes>(1);
   void* const host_room = room(k * slices, width);
   float* const post_x = device_zeros<float>(hidden);
+  float* const post_scale = device_zeros<float>(1);
   int* const post_experts = device_zeros<int>(k);
   float* const post_weights = device_zeros<float>(k);
   unsigned* const posted = device_zeros<unsigned>(1);
   for (int round = 0; round < 2; ++round) {  // the second shows that the first left the counters as they were
     check(cudaMemcpy(out, residual.data(), hidden * 4, cudaMemcpyHostToDevice));
     g.router = &r;
-    g.ready = device_zeros<unsigned>(1);
-    d.ready = g.ready;
+    g.signals = device_zeros<LayerSignals>(1);
+    d.signals = g.signals;
     if (!paged) {
       d.residual = out;
       decode_gate_up(g, nullptr);
@@ -344,7 +346,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
       g.host_list = d.host_list = r.zero_copy;
       d.host_activations = g.host_out = host_room;
       g.host_blocks = d.host_blocks = 16;
-      r.post = {post_x, post_experts, post_weights, posted};
+      r.post = {post_x, post_scale, post_experts, post_weights, posted};
       r.times = g.times = d.times = taken;
       decode_gate_up(g, nullptr);
       decode_down(d, nullptr);
@@ -395,7 +397,9 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   for (int64_t i = 0; i < hidden; ++i) change[i] = got[i] - residual[i];
   if (paged) {
     std::vector<double> wanted_x(x.begin(), x.end());
-    expect("what is posted", f, to_host(post_x, hidden), wanted_x, 1e-5);
+    std::vector<float> posted_x = to_host(post_x, hidden);
+    for (float& value : posted_x) value *= to_host(post_scale, 1)[0];
+    expect("what is posted", f, posted_x, wanted_x, 1e-5);
     std::vector<double> wanted_weights;
     for (int i = 0; i < k; ++i) wanted_weights.push_back(weights[order[i]] / total);
     expect("posted weights", f, to_host(post_weights, k), wanted_weights, 1e-4);
@@ -495,7 +499,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
   std::vector<DecodeRouter> routers(layers);
   std::vector<JobList*> lists;
   void* const h = room(slices * 2, f == WeightFormat::bf16 ? ffn : width);
-  unsigned* const ready = device_zeros<unsigned>(layers);
+  auto* const signals = device_zeros<LayerSignals>(layers);
   void* const router_weight = device_zeros<__nv_bfloat16>(16 * hidden);
   float* const router_logits = device_zeros<float>(16);
   unsigned* const arrived = device_zeros<unsigned>(1);
@@ -516,7 +520,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     }
     l.out = out;
     l.add = add;
-    l.after_small = add && (parts & 16);
+    l.after_small = l.late_next = add && (parts & 16);
     decode_linear(l, stream);
   };
   for (int i = 0; i < layers && moe; ++i) {
@@ -553,7 +557,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
       if (moe) {
         g.list = routers[i].resident;
         g.router = &routers[i];
-        g.ready = ready + i;
+        g.signals = signals + i;
         g.input_weights = routers[i].weights;
         g.experts = 16;
       }
@@ -580,7 +584,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
         if (moe) {
           d.list = routers[i].resident;
           d.most_list_jobs = slices;
-          d.ready = ready + i;
+          d.signals = signals + i;
         }
         d.hidden_activations = h;
         d.residual = residual;
@@ -732,8 +736,7 @@ void time_attention(int heads, int64_t context) {
   std::printf("attention %d/8, %lld keys: %.1f us\n", heads, static_cast<long long>(context), us);
 }
 
-int main() {
-  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+void check_all() {
   check_attention(40, 8, 128, 0, true, true, 0);
   check_attention(32, 8, 128, 0, true, false, 500);
   check_attention(8, 8, 64, 0, false, false, 62);
@@ -750,6 +753,12 @@ int main() {
       check_moe(f, 2048, 512, paged);
     }
   }
+}
+
+// With the argument "times" it only times.
+int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  if (argc < 2 || std::string(argv[1]) != "times") check_all();
   time_layers("Scout", WeightFormat::int8, 5120, 7168, 5120, 8192, true);
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);

@@ -88,6 +88,7 @@ class FakeGpu {
     std::copy(x.begin(), x.end(), slot.x);
     std::copy(experts.begin(), experts.end(), slot.experts);
     std::fill_n(slot.weights, experts.size(), weight);
+    std::fill_n(slot.scales, experts.size(), 1.0f);
     *slot.tokens = static_cast<int32_t>(x.size() / kHidden);
     std::atomic_ref(*slot.posted).store(step, std::memory_order_release);
   }

@@ -108,7 +108,9 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
       const std::vector<int> experts = {2, 0};
       const std::vector<float> weights = {0.7f, 0.4f};
       const MissSlot slot = mailbox.slot(0);
-      std::copy(x.begin(), x.end(), slot.x);
+      const float scale = 0.25f;
+      std::transform(x.begin(), x.end(), slot.x, [&](float value) { return value / scale; });
+      *slot.scales = scale;
       std::copy(experts.begin(), experts.end(), slot.experts);
       std::copy(weights.begin(), weights.end(), slot.weights);
       *slot.tokens = 1;
