@@ -88,7 +88,9 @@ class CudaDecodeGraph : public DecodeGraph {
     input.positions[0] = static_cast<int>(position);
     write_tables(position);
     if (workers_ != nullptr && !working_) {
-      workers_->start({*mailbox_, &places_, &input.zero_copy_share}, step_);
+      MissWork work{*mailbox_, &places_, &input.zero_copy_share, {}};
+      if (shape_.fetches) work.arrivals = {on_device_.slots, on_device_.slot_arrived, on_host_.tags};
+      workers_->start(work, step_);
       working_ = true;
     }
     check(cudaGraphLaunch(executable_, stream_), "launching");
@@ -140,9 +142,9 @@ class CudaDecodeGraph : public DecodeGraph {
     } catch (const DeviceError& error) {
       why = error.what();
     }
-    throw DeviceError("decoding stopped at layer " + std::to_string(layer) +
-                      ": the CPU's share of its experts did not come within " +
-                      std::to_string(kernels::kWaitLimitMs) + " ms; " + why);
+    throw DeviceError("decoding stopped at layer " + std::to_string(layer) + ": " +
+                      (shape_.fetches ? "its missed experts" : "the CPU's share of its experts") +
+                      " did not come within " + std::to_string(kernels::kWaitLimitMs) + " ms; " + why);
   }
 
   // The residency, when it has changed.

@@ -1,7 +1,7 @@
 // Decoding without the host: one token of one sequence as one CUDA graph, from the token's id to the next one's.
 // What changes from step to step (token, position, KV blocks, step number) is written to mapped memory before
 // the graph is launched. Slices that are not resident are read by the GPU from host memory, or computed by
-// workers on the CPU, or both, beside the work on resident ones; see runtime/kernels/decode.h.
+// workers on the CPU, or both, or copied to the GPU, beside the work on resident ones; see runtime/kernels/decode.h.
 //
 // Built for one model on one device; not thread-safe. Steps throw DeviceError.
 #pragma once
@@ -32,9 +32,10 @@ struct DecodeGraphShape {
   int64_t kv_block = 0;
   bool all_resident = true;
   bool with_workers = false;  // some missed slices are computed by the CPU
+  bool fetches = false;       // missed slices are copied to the device by workers
 };
 
-// Who computes missed slices. workers null: the device reads them all from host memory.
+// Who computes missed slices, or copies them. workers null: the device reads them all from host memory.
 struct MissSharing {
   MissWorkers* workers = nullptr;
   double device_share = 1;  // at first

@@ -90,6 +90,9 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
       room.take<std::byte>(static_cast<int64_t>(kernels::JobList::bytes(static_cast<int>(jobs)))));
   fixed_sum = room.take<float>(spec.hidden);
   partials = room.take<float>(jobs * spec.hidden);
+  if (!shape.fetches) return;
+  slots = room.take<std::byte>(jobs * static_cast<int64_t>(shape.experts.slice_bytes));
+  slot_arrived = room.take<unsigned>(jobs);
 }
 
 HostRoom::HostRoom(Room& room, const DecodeGraphShape& shape) {
@@ -98,8 +101,10 @@ HostRoom::HostRoom(Room& room, const DecodeGraphShape& shape) {
   tables = room.take<int>(TableLayout(shape).entries);
   chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
   times = room.take<kernels::LayerTimes>(shape.all_resident ? 0 : shape.experts.layers);
-  mailbox = room.take<std::byte>(
-      shape.with_workers ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape))) : 0);
+  mailbox = room.take<std::byte>(shape.with_workers || shape.fetches
+                                     ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape)))
+                                     : 0);
+  tags = room.take<unsigned>(shape.fetches ? shape.experts.layers : 0);
 }
 
 std::string why_no_decode_graph(const DecodeGraphShape& shape, bool cuda, DType dtype) {

@@ -61,6 +61,8 @@ struct DeviceRoom {
   unsigned char* computed;
   kernels::LayerTimes* times = nullptr;  // of all resident ones nothing is timed
   const std::byte **device_table, **host_table;
+  std::byte* slots;        // for slices that are fetched
+  unsigned* slot_arrived;  // of each slot
 
   DeviceRoom(Room& room, const DecodeGraphShape& shape);
 };
@@ -72,6 +74,7 @@ struct HostRoom {
   int *tables, *chosen;
   kernels::LayerTimes* times;
   std::byte* mailbox;
+  unsigned* tags;  // of layers, for what is fetched
 
   HostRoom(Room& room, const DecodeGraphShape& shape);
 };

@@ -14,15 +14,6 @@ CpuExpertsOptions with_width(CpuExpertsOptions options, int64_t width) {
   return options;
 }
 
-// The smallest posted expert above `after`, or -1.
-int next_expert(const MissPost& post, int64_t choices, int after) {
-  int next = -1;
-  for (int64_t i = 0; i < choices; ++i) {
-    if (post.experts[i] > after && (next < 0 || post.experts[i] < next)) next = post.experts[i];
-  }
-  return next;
-}
-
 }  // namespace
 
 CpuShare::CpuShare(const ExpertGrid& grid, SliceEncoding encoding, int64_t hidden, int64_t slice_width,
@@ -53,12 +44,12 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
     return work.places->device.begin() + static_cast<int64_t>(grid_.index({layer, expert, 0}));
   };
   int missed = 0;
-  for (int e = next_expert(post, choices, -1); e >= 0; e = next_expert(post, choices, e)) {
+  for (int e = next_posted(post, choices, -1); e >= 0; e = next_posted(post, choices, e)) {
     missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
   }
   // The device has the first groups of the missed ones.
   int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
-  for (int e = next_expert(post, choices, -1); e >= 0; e = next_expert(post, choices, e)) {
+  for (int e = next_posted(post, choices, -1); e >= 0; e = next_posted(post, choices, e)) {
     int id = -1;
     for (int slice = 0; slice < grid_.slices; ++slice) {
       if (slices_of(e)[slice] != nullptr) continue;

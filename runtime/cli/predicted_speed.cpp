@@ -39,11 +39,11 @@ offload::MissMode miss_mode(const PreparedModel& model) {
 
 namespace {
 
-// In a graph all but fetch, eagerly only that.
+// Eagerly there is only one.
 std::vector<offload::MissMode> possible_modes(const PreparedModel& model) {
   using offload::MissMode;
   if (!model.why_eager.empty()) return {MissMode::fetch};
-  return {MissMode::zero_copy, MissMode::cpu, MissMode::split};
+  return {MissMode::fetch, MissMode::zero_copy, MissMode::cpu, MissMode::split};
 }
 
 }  // namespace

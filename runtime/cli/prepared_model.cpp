@@ -166,6 +166,7 @@ models::DecodeGraphShape decode_graph_shape(const PreparedModel& model, const Co
   shape.kv_block = model.kv.usable_block();
   shape.all_resident = model.plan.all_resident;
   shape.with_workers = model.cpu_computes();
+  shape.fetches = model.spec.moe_layers() > 0 && model.miss == OffloadConfig::Miss::fetch;
   return shape;
 }
 
@@ -174,7 +175,6 @@ std::string why_eager(const PreparedModel& model, const Config& config) {
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   if (config.decode == DecodeMode::eager) return "decode is eager";
   std::string why = models::why_no_decode_graph(decode_graph_shape(model, config), cuda, config.model.dtype);
-  if (why.empty() && config.offload.miss == OffloadConfig::Miss::fetch) why = "offload.miss is fetch";
   if (!why.empty() && config.decode == DecodeMode::graph) {
     throw ConfigError("decode is graph, but a decode graph cannot be had: " + why + "; set decode: auto");
   }

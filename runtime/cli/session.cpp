@@ -9,6 +9,7 @@
 #include "models/synthetic_source.h"
 #include "offload/cpu_share.h"
 #include "offload/expert_pager.h"
+#include "offload/miss_fetcher.h"
 #include "runtime/error.h"
 #include "runtime/moe/resident_experts.h"
 
@@ -93,8 +94,9 @@ struct Session::Threads {
 };
 
 Session::Session(const Config& config, const PreparedModel& model, const Progress& progress,
-                 models::RoutingSchedule schedule, std::shared_ptr<offload::ExpertStore> kept)
-    : spec_(model.spec) {
+                 models::RoutingSchedule schedule, std::shared_ptr<offload::ExpertStore> kept,
+                 std::unique_ptr<MissWorkers> workers)
+    : spec_(model.spec), workers_(std::move(workers)) {
   if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
   // What is cheap to find wrong comes first.
   if (!config.model.is_synthetic()) {
@@ -126,11 +128,16 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   if (model.why_eager.empty()) {
     const models::DecodeGraphShape shape = decode_graph_shape(model, config);
     models::MissSharing sharing;
-    if (model.cpu_computes() && !model.plan.all_resident) {
+    if (shape.fetches && !shape.all_resident) {
+      if (!workers_) workers_ = std::make_unique<offload::MissFetcher>(*device_, shape.experts, spec_.experts_per_token);
+      sharing = {workers_.get(), 1, false};
+    } else if (model.cpu_computes() && !model.plan.all_resident) {
       offload::CpuExpertsOptions options;
       options.threads = model.threads;
-      workers_ = std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, spec_.hidden, shape.slice_width,
-                                                     spec_.weight_on, options);
+      if (!workers_) {
+        workers_ = std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, spec_.hidden,
+                                                       shape.slice_width, spec_.weight_on, options);
+      }
       const bool split = model.miss == OffloadConfig::Miss::split;
       sharing = {workers_.get(), split ? kFirstDeviceShare : 0, split};
     }

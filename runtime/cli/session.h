@@ -28,9 +28,11 @@ class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.
   // schedule: who chooses the experts; empty: what the configuration says. kept: a store of this model's experts,
-  // with a home for every slice, that outlives the session; it is filled if it is not yet.
+  // with a home for every slice, that outlives the session; it is filled if it is not yet. workers: in place of
+  // those that see to a decode graph's misses (tests).
   Session(const Config& config, const PreparedModel& model, const Progress& progress,
-          models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr);
+          models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr,
+          std::unique_ptr<MissWorkers> workers = nullptr);
   ~Session();
 
   models::Decoder& decoder() { return *decoder_; }

@@ -48,7 +48,7 @@ struct DecodeLinear {
   bool after_small = false;            // the kernel before does not have a block on every multiprocessor
   bool late_next = false;              // the next kernel begins when the input is loaded: after attention's
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
-  const std::byte* next = nullptr;     // then these too, of a later kernel; or null
+  const std::byte* next = nullptr;  // of a later kernel, fetched too; without idle_before at this one's end
   int64_t next_bytes = 0;
 };
 void decode_linear(const DecodeLinear& linear, void* stream);
@@ -81,6 +81,9 @@ struct LayerTimes {
   unsigned long long cpu = 0;              // the CPU's result was seen
 };
 
+// A step does not wait longer for the CPU, or a copy.
+constexpr unsigned kWaitLimitMs = 500;
+
 // What the kernels of an MoE layer tell each other, in device memory; all 0 before a step.
 struct LayerSignals {
   unsigned lists = 0;   // 1: the routing's lists and weights are there
@@ -94,12 +97,31 @@ enum class RouterScore { sigmoid, softmax_normalised };
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
 // step.
 struct MissPostTarget {
-  float* x = nullptr;        // [tokens, hidden]: the residual times the norm's weight
+  float* x = nullptr;        // [tokens, hidden]: the residual times the norm's weight; or null, as scales
   float* scales = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
   int* experts = nullptr;    // [tokens, k]
   float* weights = nullptr;  // [tokens, k]
   unsigned* posted = nullptr;
 };
+
+// Slots in device memory to which a copy engine brings the host list's slices while the kernels run.
+struct Arrivals {
+  std::byte* slots = nullptr;  // of entry i: slots + i * slot_bytes; null: slices are read where they lie
+  int64_t slot_bytes = 0;
+  const unsigned* arrived = nullptr;  // of entry i: arrival_tag() of step and layer once it is there
+  const unsigned* step = nullptr;
+  unsigned* error = nullptr;  // set to 1 + the layer when a slice does not come in time
+  int moe_layer = 0, moe_layers = 0;
+};
+
+// Never 0 for steps from 1 on.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    constexpr unsigned
+    arrival_tag(unsigned step, int moe_layer, int moe_layers) {
+  return step * static_cast<unsigned>(moe_layers) + static_cast<unsigned>(moe_layer);
+}
 
 // Chooses the token's experts and sorts the chosen experts' slices by where they are.
 struct DecodeRouter {
@@ -121,6 +143,7 @@ struct DecodeRouter {
   float* weights = nullptr;                           // [tokens, experts]: 0 where not chosen
   unsigned char* computed = nullptr;                  // by position: 1 if the GPU computes (a part of) it
   int* positions = nullptr;                           // one: how many routed slices the step has
+  Arrivals arrivals;                                  // of zero_copy
   MissPostTarget post;                                // posted null: nothing is posted
   LayerTimes* times = nullptr;                        // or null, here and below: nothing is timed
   const unsigned* step = nullptr;
@@ -151,6 +174,7 @@ struct DecodeGateUp {
   const JobList* host_list = nullptr;
   void* host_out = nullptr;
   int host_blocks = 0;
+  Arrivals arrivals;  // of the host list
   LayerTimes* times = nullptr;
   const DecodeRouter* router = nullptr;  // routing in the same launch, by blocks of its own
   LayerSignals* signals = nullptr;       // of the layer, with a router or a host list
@@ -174,6 +198,7 @@ struct DecodeDown {
   const JobList* host_list = nullptr;
   const void* host_activations = nullptr;
   int host_blocks = 0;
+  bool host_arrives = false;  // the host list's slices are on the device, at last when gate_up is done
   const LayerSignals* signals = nullptr;  // as above: the lists' weights are then fetched ahead; null: not
   float* residual = nullptr;              // [tokens, hidden]
   float* fixed_sum = nullptr;             // [tokens, hidden]; instead of residual
@@ -201,8 +226,6 @@ struct DecodeCombine {
 };
 void decode_combine(const DecodeCombine& combine, void* stream);
 
-// A step does not wait longer for the CPU.
-constexpr unsigned kWaitLimitMs = 500;
 constexpr unsigned kNotFinite = ~0u;  // as a step's error: the best logit is NaN or infinite
 
 // What a step is told, in mapped host memory, and its copy in device memory, where the kernels read it.

@@ -322,6 +322,7 @@ void run_down(const DecodeDown& d, void* stream) {
   host.list = d.host_list;
   host.hidden_activations = d.host_activations;
   host.residual = host.fixed_sum = nullptr;
+  if (d.host_arrives) host.signals = nullptr;
   a.before_its_end = d.host_list != nullptr && a.signals != nullptr;
   if (d.times != nullptr) {
     a.ended = &d.times->device_down;

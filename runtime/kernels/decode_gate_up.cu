@@ -23,8 +23,17 @@ struct GateUp {
   void* out;
   const unsigned* lists;  // 1: the list is there; null: it is anyway
   LayerSignals* signals;  // told when this is done, or null
+  Arrivals arrivals;      // of the list's slices; without slots they are there
   bool routing_first;  // no weights are fetched before the routing is done, whose loads would wait for them
 };
+
+// One thread.
+__device__ void await_arrival(const Arrivals& arrivals, int entry) {
+  const unsigned tag = arrival_tag(*static_cast<const volatile unsigned*>(arrivals.step), arrivals.moe_layer,
+                                   arrivals.moe_layers);
+  wait_for(arrivals.arrived + entry, tag, arrivals.error, arrivals.moe_layer);
+  asm volatile("fence.proxy.async.global;" ::: "memory");  // bulk copies read what has come
+}
 
 // Paged: not all slices are resident.
 template <WeightFormat F, int B, bool Paged>
@@ -66,6 +75,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     if (ahead_in_list && ahead >= listed.end) return false;
     const int job = ahead / a.width, in_slice = ahead % a.width;
     if (job != ahead_job) {
+      if (Paged && a.arrivals.slots != nullptr) await_arrival(a.arrivals, job);
       ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
       ahead_job = job;
     }
@@ -218,6 +228,7 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.routing_first = g.router != nullptr && g.router->host_table != nullptr;
   if (g.host_list != nullptr) a.signals = g.signals;
   host.fixed_jobs = 0;
+  host.arrivals = g.arrivals;
   host.list = g.host_list;
   host.out = g.host_out;
   if (g.host_list != nullptr) roles.host = g.host_blocks;

@@ -70,14 +70,16 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
     }
   };
   constexpr int most_pieces = 16;
+  const auto fetch_next = [&] {
+    if (lane != 0 || a.next == nullptr) return;
+    const int64_t part = blockIdx.x * kStreamWarps + warp, parts = gridDim.x * kStreamWarps;
+    const int64_t first = a.next_bytes / 16 * part / parts * 16,
+                  last = a.next_bytes / 16 * (part + 1) / parts * 16;
+    if (first < last) bulk_prefetch(a.next + first, static_cast<uint32_t>(last - first));
+  };
   if (a.idle_before) {
     fetch_more(most_pieces);
-    if (lane == 0 && a.next != nullptr) {
-      const int64_t part = blockIdx.x * kStreamWarps + warp, parts = gridDim.x * kStreamWarps;
-      const int64_t first = a.next_bytes / 16 * part / parts * 16,
-                    last = a.next_bytes / 16 * (part + 1) / parts * 16;
-      if (first < last) bulk_prefetch(a.next + first, static_cast<uint32_t>(last - first));
-    }
+    fetch_next();
   }
   if (!a.late_next) allow_next_kernel();
   wait_for_previous_kernel();
@@ -113,6 +115,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
       }
     }
   }
+  if (!a.idle_before) fetch_next();
   if (a.best != nullptr && lane < B && best != 0) atomicMax(a.best + lane, best);
 }
 

@@ -125,7 +125,7 @@ __device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch,
     r.post.experts[lane] = expert;
     r.post.weights[lane] = scratch.weights[expert];
   }
-  if (lane == 0) *r.post.scales = scale;
+  if (lane == 0 && r.post.scales != nullptr) *r.post.scales = scale;
   __threadfence_system();
   __syncwarp();
   if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
@@ -166,7 +166,12 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
             }
             const int miss = missed + __popc(in_missed & before);
             const bool mine = address == nullptr && miss < zero_copied;
-            if (mine) r.zero_copy->entries[miss] = {r.host_table[expert * r.slices + slice], expert, here};
+            if (mine) {
+              const std::byte* const from = r.arrivals.slots != nullptr
+                                                ? r.arrivals.slots + miss * r.arrivals.slot_bytes
+                                                : r.host_table[expert * r.slices + slice];
+              r.zero_copy->entries[miss] = {from, expert, here};
+            }
             if (r.computed != nullptr) r.computed[here] = address != nullptr || mine;
           }
           residents += __popc(in_residents);
@@ -221,7 +226,7 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
     v.y *= n.y;
     v.z *= n.z;
     v.w *= n.w;
-    if (r.post.posted != nullptr && i / kThreadsOfRouter % blocks == block) {
+    if (r.post.x != nullptr && i / kThreadsOfRouter % blocks == block) {
       reinterpret_cast<float4*>(r.post.x)[i] = v;
     }
 #pragma unroll

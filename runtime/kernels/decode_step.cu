@@ -13,24 +13,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ inline unsigned load_system(const unsigned* at) {
-  unsigned value;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-  return value;
-}
-
-// One thread of the GPU: loads of one address in host memory take a microsecond each, one after the other.
-// Once a wait of the step has failed, the later ones do not wait.
-__device__ inline void wait_for_flag(const unsigned* flag, unsigned step, unsigned* error, int layer) {
-  const unsigned long long begin = now_ns();
-  while (load_system(flag) != step) {
-    if (now_ns() - begin > kWaitLimitMs * 1000000ull || *reinterpret_cast<volatile unsigned*>(error) != 0) {
-      atomicCAS(error, 0, 1 + layer);
-      return;
-    }
-  }
-}
-
 __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
   allow_next_kernel();
   wait_for_previous_kernel();
@@ -97,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
     if (threadIdx.x == 0) seen = false;
     __syncthreads();
     if (threadIdx.x == 0 && blockIdx.x == 0) {
-      wait_for_flag(c.cpu_done, *c.step, c.error, c.layer);
+      wait_for(c.cpu_done, *c.step, c.error, c.layer);
       store_release(&c.signals->cpu, 1);
       seen = true;
       if (c.times != nullptr) note_time(&c.times->cpu);

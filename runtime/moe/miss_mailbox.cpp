@@ -27,6 +27,14 @@ uint64_t slot_bytes(const MissMailboxShape& shape) {
 
 }  // namespace
 
+int next_posted(const MissPost& post, int64_t choices, int after) {
+  int next = -1;
+  for (int64_t i = 0; i < choices; ++i) {
+    if (post.experts[i] > after && (next < 0 || post.experts[i] < next)) next = post.experts[i];
+  }
+  return next;
+}
+
 uint64_t MissMailbox::bytes(const MissMailboxShape& shape) {
   return shape.layers * slot_bytes(shape);
 }

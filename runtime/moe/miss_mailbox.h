@@ -43,6 +43,9 @@ struct MissPost {
   const float* weights = nullptr;
 };
 
+// The smallest of the first `choices` posted experts above `after`, or -1.
+int next_posted(const MissPost& post, int64_t choices, int after);
+
 class MissMailbox {
  public:
   static uint64_t bytes(const MissMailboxShape& shape);

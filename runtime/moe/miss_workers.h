@@ -1,5 +1,5 @@
-// Who computes missed slices beside the device while decode steps run: the other side of a MissMailbox. A
-// decode graph knows no more than this; offload/cpu_share.h stands behind it.
+// Who computes missed slices beside the device while decode steps run, or brings them: the other side of a MissMailbox. A
+// decode graph knows no more than this; offload/cpu_share.h and offload/miss_fetcher.h stand behind it.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,19 @@ namespace lighter {
 
 // What workers look up while they serve steps. All of it changes only between steps.
 struct MissWork {
+  // Where workers that copy bring missed slices, those of a layer one after another, and what they write after
+  // each; see Arrivals in runtime/kernels/decode.h.
+  struct Arrivals {
+    std::byte* slots = nullptr;   // device
+    uint32_t* arrived = nullptr;  // device, one for each slot
+    uint32_t* tags = nullptr;     // page-locked host memory, one for each layer: what is written there
+  };
+
   MissMailbox mailbox;
   const SlicePlaces* places = nullptr;
   // Of 65536: the device's share of a layer's missed groups, the first of them; the rest is the workers'.
   const unsigned* device_share = nullptr;
+  Arrivals arrivals;
 };
 
 struct MissWorkersCounters {

@@ -520,6 +520,10 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     }
     l.out = out;
     l.add = add;
+    if (!add && (parts & 16) && f != WeightFormat::bf16) {
+      l.next = at + bytes_of(static_cast<double>(hidden) * qkv);
+      l.next_bytes = std::min<int64_t>(bytes_of(static_cast<double>(hidden) * o_columns), 8 << 20);
+    }
     l.after_small = l.late_next = add && (parts & 16);
     decode_linear(l, stream);
   };

@@ -2,6 +2,11 @@
 // CUDA graph; on the CPU the same promises are kept eagerly.
 #include <doctest/doctest.h>
 
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "tests/models/small_checkpoint.h"
 
 using namespace lighter;
@@ -11,6 +16,15 @@ namespace {
 
 using Miss = OffloadConfig::Miss;
 using Policy = OffloadConfig::Policy;
+
+// Workers that have died, which their owner finds out when it stops them.
+class DeadWorkers : public MissWorkers {
+ public:
+  void start(const MissWork&, uint32_t) override {}
+  void stop() override { throw DeviceError("worker 3 failed: out of luck"); }
+  MissWorkersCounters counters() const override { return {}; }
+  std::vector<MissSpan> latest_spans() const override { return {}; }
+};
 
 // What the graph's kernels take: rows of 1024 values, heads of 64.
 constexpr SmallSizes kDecodable{1024, 512, 1024, 64, 16, 4};
@@ -60,6 +74,7 @@ TEST_CASE(
       for (const double ratio : {0.0, 0.5}) {
         CAPTURE(ratio);
         CHECK(logits(graph, ratio, cuda ? Miss::zero_copy : Miss::automatic) == resident);
+        CHECK(logits(graph, ratio, Miss::fetch) == resident);
         if (cuda && format != SliceEncoding::dense) {
           for (const Miss miss : {Miss::cpu, Miss::split}) {
             CAPTURE(miss_name(miss));
@@ -68,5 +83,42 @@ TEST_CASE(
         }
       }
     }
+  }
+}
+
+TEST_CASE(
+    "when the workers of a decode step have died, the step ends within a second with an error that says so") {
+  if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
+  const SmallCheckpoint checkpoint("mixtral", kDecodable);
+  const auto ids = some_ids(checkpoint.spec.vocab);
+  for (const Miss miss : {Miss::cpu, Miss::split, Miss::fetch}) {
+    CAPTURE(miss_name(miss));
+    Config config = checkpoint.config(DType::bf16);
+    config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
+    config.memory.host_budget_bytes = uint64_t{512} << 20;
+    set_format(config, SliceEncoding::int8);
+    config.decode = DecodeMode::graph;
+    config.offload.resident = 0.5;
+    config.offload.miss = miss;
+    const cli::PreparedModel model = cli::prepare(config);
+    cli::Session session(
+        config, model, [](auto&&...) {}, {}, nullptr, std::make_unique<DeadWorkers>());
+    const auto decode = [&](int64_t position, int64_t count) {
+      Step step;
+      step.add(0, position, ids.data() + position, count);
+      return session.decoder().forward(step);
+    };
+    decode(0, 4);
+    const auto begin = std::chrono::steady_clock::now();
+    std::string message;
+    try {
+      decode(4, 1);
+    } catch (const DeviceError& error) {
+      message = error.what();
+    }
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(1));
+    CHECK(message == std::string("decoding stopped at layer 0: ") +
+                         (miss == Miss::fetch ? "its missed experts" : "the CPU's share of its experts") +
+                         " did not come within 500 ms; worker 3 failed: out of luck");
   }
 }

@@ -100,7 +100,7 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
     REQUIRE(MissMailbox::bytes(shape) <= sizeof(memory));
     const MissMailbox mailbox(memory, shape);
     CpuShare share(layer.grid, encoding, kHidden, kWidth, WeightOn::input, two_threads());
-    share.start({mailbox, &layer.places, &share_of_device}, 1);
+    share.start({mailbox, &layer.places, &share_of_device, {}}, 1);
     uint32_t step = 0;
     for (const unsigned device_share : {0u, 20000u, 41000u, 65536u}) {
       share_of_device = device_share;
@@ -139,7 +139,7 @@ TEST_CASE("a worker that meets nonsense ends polling with an error that names th
   alignas(128) static std::byte memory[16384];
   const MissMailbox mailbox(memory, shape);
   CpuShare share(layer.grid, SliceEncoding::int8, kHidden, kWidth, WeightOn::output, two_threads());
-  share.start({mailbox, &layer.places, &share_of_device}, 1);
+  share.start({mailbox, &layer.places, &share_of_device, {}}, 1);
   const MissSlot slot = mailbox.slot(0);
   *slot.tokens = 1;
   *slot.experts = kExperts;
