@@ -198,9 +198,12 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
     const double context =
         static_cast<double>(workload.prompt_tokens) + static_cast<double>(workload.generated_tokens) / 2;
-    const auto predicted =
-        offload::decode_speed(shape_, {facts_.resident_share, workload.batch, context, graph}, calibration_,
-                              cli::miss_mode(model_));
+    const auto mode = graph                                                               ? cli::miss_mode(model_)
+                      : workload.batch == 1 || !cli::cpu_shares_batches(model_, config_) ? offload::MissMode::fetch
+                      : config_.offload.miss == OffloadConfig::Miss::cpu                 ? offload::MissMode::cpu
+                                                                                         : offload::MissMode::split;
+    const auto predicted = offload::decode_speed(
+        shape_, {facts_.resident_share, workload.batch, context, graph}, calibration_, mode);
     if (predicted) facts.predicted_tokens_per_s = predicted->tokens_per_s;
     return facts;
   }
@@ -223,7 +226,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
 
   Timeline record_step() override {
     const bool reads_host_memory = model_.why_eager.empty() && !model_.plan.all_resident &&
-                                   model_.miss != OffloadConfig::Miss::cpu;
+                                   model_.miss != OffloadConfig::Miss::cpu &&
+                                   model_.miss != OffloadConfig::Miss::fetch;
     return translated([&] {
       return record_timeline([&] { return requests_->one_more_step(); }, session_->device().is_cuda(),
                              reads_host_memory,

@@ -9,9 +9,14 @@ namespace lighter::offload {
 namespace {
 
 constexpr double kGb = 1e9, kUs = 1e-6, kTera = 1e12;
-constexpr double kFewTokens = 16;         // that the kernels for single tokens serve
-constexpr double kCpuTokensForFree = 12;  // of an expert; see cpu_jobs.h
+constexpr double kFewTokens = 16;      // that the kernels for single tokens serve
+constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: layers begin and end
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
+
+// How much longer the CPU takes for each further token of an expert: bench/results/h100-cpu-experts.txt.
+double cpu_cost_of_a_token(SliceEncoding format) {
+  return format == SliceEncoding::int4 ? 0.2 : 0.06;
+}
 
 double weights_of(const SpeedShape& shape, SliceEncoding format, double bytes) {
   if (format == SliceEncoding::dense) return bytes / shape.dense_weight_bytes;
@@ -66,7 +71,7 @@ double fixed_seconds(const SpeedShape& shape, const FixedCosts& costs, bool miss
 std::optional<SharedRate> rates_of(MissMode mode, SliceEncoding format, bool copies, const Calibration& c) {
   switch (mode) {
     case MissMode::fetch:
-      return SharedRate{0, c.link};
+      return SharedRate{0, copies ? c.link : kLinkInSteps * c.link};
     case MissMode::zero_copy:
       if (!c.zero_copy) return std::nullopt;
       return SharedRate{0, *c.zero_copy};
@@ -130,7 +135,7 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
     const bool copies = !load.graph || per_expert > kFewTokens;
     auto rates = rates_of(mode, shape.expert_format, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
-    rates->cpu /= std::max(1.0, per_expert / kCpuTokensForFree);
+    rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format) * (std::max(1.0, per_expert) - 1);
     const double both = rates->cpu + rates->device;
     const double cpu_bytes = missed * rates->cpu / both;
     if (rates->cpu > 0) speed.cpu_s = cpu_bytes / (rates->cpu * kGb);

@@ -12,9 +12,9 @@
 //   outside = attention's matrices, routers, dense layers, head; keys and values / kv_read
 //   inside  = shared experts, and the resident share of the distinct experts that the batch chooses
 //   missed  = the other share of their bytes, by the mode:
-//     fetch      bytes / link
+//     fetch      bytes / link, or 0.95 of it in a graph
 //     zero_copy  bytes / zero_copy
-//     cpu        bytes / cpu_experts[format], longer where an expert has more than 12 tokens
+//     cpu        bytes / cpu_experts[format], 6 % (int8) or 20 % (int4) longer for each further token of an expert
 //     split      bytes / (cpu + device), the rates of both beside each other; both end together
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.
