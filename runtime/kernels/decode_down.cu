@@ -331,7 +331,8 @@ void run_down(const DecodeDown& d, void* stream) {
   }
   host.most_jobs = d.most_list_jobs;
   const int most_blocks = a.hidden / a.rows;
-  const int host_blocks = d.host_list == nullptr ? 0 : std::min(d.host_blocks, most_blocks);
+  const int host_blocks =
+      d.host_list == nullptr ? 0 : std::min({d.host_blocks, most_blocks, processors() / 2});
   // All blocks at once: those that read host memory come last to their end.
   const int blocks = std::min(processors() - host_blocks, most_blocks);
   int64_t bytes = share_rows<F, B>(a, blocks);

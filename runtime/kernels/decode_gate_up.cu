@@ -231,11 +231,11 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   host.arrivals = g.arrivals;
   host.list = g.host_list;
   host.out = g.host_out;
-  if (g.host_list != nullptr) roles.host = g.host_blocks;
+  if (g.host_list != nullptr) roles.host = std::min(g.host_blocks, processors() / 2);
   const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
   // One block on each multiprocessor leaves the next kernel its place there; and beside one that reads host
   // memory another's copies would wait for it.
-  const int workers = processors() - roles.routing - roles.host;
+  const int workers = std::max(1, processors() - roles.routing - roles.host);
   const auto kernel =
       a.routing_first || roles.host > 0 ? gate_up_kernel<F, B, true> : gate_up_kernel<F, B, false>;
   launch(kernel, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream, "gate and up", a, host,
