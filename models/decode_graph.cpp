@@ -3,9 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <span>
+#include <thread>
 
 #include "models/decode_kernels.h"
 #include "models/decode_room.h"
@@ -100,6 +102,7 @@ class CudaDecodeGraph : public DecodeGraph {
                         "; the weights are damaged, or the model needs decode: eager");
     }
     if (on_host_.output->error != 0) throw_late(static_cast<int>(on_host_.output->error) - 1);
+    if (shape_.fetches && working_) await_fetcher();
     share_.step_ended(static_cast<int>(on_host_.output->late), shape_.experts.layers);
     count();
     if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen());
@@ -133,6 +136,17 @@ class CudaDecodeGraph : public DecodeGraph {
     if (!working_) return check(cudaStreamSynchronize(stream_), "running");
     check(cudaEventRecord(ended_, stream_), "recording");
     check(cudaEventSynchronize(ended_), "running");
+  }
+
+  // Nothing in a step waits for a fetcher at a layer without misses, but it must not look into the next
+  // step's places.
+  void await_fetcher() {
+    const int last = shape_.experts.layers - 1;
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(kernels::kWaitLimitMs);
+    while (mailbox_->done(last) != step_) {
+      if (std::chrono::steady_clock::now() > limit) throw_late(last);
+      std::this_thread::yield();
+    }
   }
 
   [[noreturn]] void throw_late(int layer) {
@@ -209,8 +223,8 @@ class CudaDecodeGraph : public DecodeGraph {
     if (read > 0) {
       counters_.stall_s += seconds(at.device_hidden, at.host_hidden);
       counters_.demand_busy_bytes += read;
-      counters_.demand_busy_s +=
-          seconds(at.routed, at.host_hidden) + seconds(at.host_down_begun, at.host_down);
+      counters_.demand_busy_s += seconds(at.routed, at.host_hidden);
+      if (!shape_.fetches) counters_.demand_busy_s += seconds(at.host_down_begun, at.host_down);
       misses = std::max<uint64_t>(misses, at.host_down);
     }
     counters_.stall_s += seconds(at.device_down, misses);

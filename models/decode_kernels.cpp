@@ -258,6 +258,7 @@ class DecodeKernels {
     a.arrived = on_device_.slot_arrived;
     a.step = &on_device_.state->step;
     a.error = on_device_.error;
+    a.layer = layer;
     a.moe_layer = spec_.layers[layer].moe_layer;
     a.moe_layers = shape_.experts.layers;
     return a;

@@ -15,8 +15,10 @@ MissFetcher::MissFetcher(Device& device, const ExpertGrid& grid, int experts_per
 }
 
 MissFetcher::~MissFetcher() {
-  stopping_ = true;
-  if (thread_.joinable()) thread_.join();
+  try {
+    stop();
+  } catch (const DeviceError&) {  // a step reports it
+  }
 }
 
 void MissFetcher::start(const MissWork& work, uint32_t first_step) {
@@ -36,6 +38,9 @@ void MissFetcher::stop() {
   if (!thread_.joinable()) return;
   stopping_ = true;
   thread_.join();
+  // After a step that was given up copies may still be under way.
+  slices_->synchronize();
+  words_->synchronize();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
@@ -75,6 +80,7 @@ void MissFetcher::copy_missed(const MissWork& work, int layer, const MissPost& p
       ++slot;
     }
   }
+  work.mailbox.publish_done(layer, post.step);  // it needs the post and the places no longer
 }
 
 }  // namespace lighter::offload

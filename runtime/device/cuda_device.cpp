@@ -57,6 +57,7 @@ class CudaStream : public Stream {
   CudaStream& operator=(const CudaStream&) = delete;
 
   void copy(void* to, const void* from, size_t bytes) override {
+    check(cudaSetDevice(device_), "choosing the device");  // of a thread that may be new
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying");
   }
   void wait(const Event& event) override {

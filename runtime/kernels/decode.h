@@ -111,6 +111,7 @@ struct Arrivals {
   const unsigned* arrived = nullptr;  // of entry i: arrival_tag() of step and layer once it is there
   const unsigned* step = nullptr;
   unsigned* error = nullptr;  // set to 1 + the layer when a slice does not come in time
+  int layer = 0;  // of the model, for errors
   int moe_layer = 0, moe_layers = 0;
 };
 

@@ -113,17 +113,18 @@ constexpr int64_t kHalfShared = 110 * 1024;
 // that.
 constexpr int64_t kSpreadShared = 116 * 1024;
 
+constexpr int64_t kMostShared = 226 * 1024;  // of a block
+
 // Sets the stages of a ring beside `rest` bytes of shared memory: as many as fit into `limit`, or, where not
 // even two do, two. Throws ConfigError if two are too many.
 inline void set_stages(StreamShape& shape, int64_t rest, int64_t limit) {
-  constexpr int64_t all = 226 * 1024;
   for (shape.stages = kMostStages; shape.stages > 1; --shape.stages) {
     if (shape.bytes() + rest <= limit) return;
   }
   shape.stages = 2;
-  if (shape.bytes() + rest <= all) return;
+  if (shape.bytes() + rest <= kMostShared) return;
   throw ConfigError("a decode step needs " + std::to_string(rest) +
-                    " bytes of shared memory for activations, more than " + std::to_string(all) +
+                    " bytes of shared memory for activations, more than " + std::to_string(kMostShared) +
                     "; set decode: eager");
 }
 

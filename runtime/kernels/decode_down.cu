@@ -260,12 +260,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Needs much for activations; gate and up and qkv, its neighbours, are content with less than half.
 constexpr int64_t kDownShared = 120 * 1024;
 
+// Shared memory of a block beside its stages, where there are so many blocks.
+template <WeightFormat F, int B>
+int64_t rest_of(const Down& a, int blocks) {
+  const int64_t most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
+  return static_cast<int64_t>(a.most_jobs) *
+         (x_bytes<F>(a.width, B) + most_rows * B * 4 + static_cast<int64_t>(sizeof(SliceJob)));
+}
+
 // Sets what depends on how many blocks there are; returns the shared memory of one.
 template <WeightFormat F, int B>
 int64_t share_rows(Down& a, int blocks) {
   a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
-  const int64_t rest =
-      static_cast<int64_t>(a.most_jobs) * (x_bytes<F>(a.width, B) + a.most_rows * B * 4 + sizeof(SliceJob));
+  const int64_t rest = rest_of<F, B>(a, blocks);
   set_stages(a.stream, rest, kDownShared);
   return a.stream.bytes() + rest;
 }
@@ -331,8 +338,14 @@ void run_down(const DecodeDown& d, void* stream) {
   }
   host.most_jobs = d.most_list_jobs;
   const int most_blocks = a.hidden / a.rows;
-  const int host_blocks =
-      d.host_list == nullptr ? 0 : std::min({d.host_blocks, most_blocks, processors() / 2});
+  int host_blocks = d.host_list == nullptr ? 0 : std::min({d.host_blocks, most_blocks, processors() / 2});
+  // Of many slices a few blocks could not hold the sums.
+  StreamShape two = a.stream;
+  two.stages = 2;
+  while (host_blocks > 0 && host_blocks * 2 <= std::min(most_blocks, processors() / 2) &&
+         two.bytes() + rest_of<F, B>(host, host_blocks) > kMostShared) {
+    host_blocks *= 2;
+  }
   // All blocks at once: those that read host memory come last to their end.
   const int blocks = std::min(processors() - host_blocks, most_blocks);
   int64_t bytes = share_rows<F, B>(a, blocks);

@@ -31,7 +31,7 @@ struct GateUp {
 __device__ void await_arrival(const Arrivals& arrivals, int entry) {
   const unsigned tag = arrival_tag(*static_cast<const volatile unsigned*>(arrivals.step), arrivals.moe_layer,
                                    arrivals.moe_layers);
-  wait_for(arrivals.arrived + entry, tag, arrivals.error, arrivals.moe_layer);
+  wait_for(arrivals.arrived + entry, tag, arrivals.error, arrivals.layer);
   asm volatile("fence.proxy.async.global;" ::: "memory");  // bulk copies read what has come
 }
 

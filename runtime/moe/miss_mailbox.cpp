@@ -76,6 +76,10 @@ MissPost MissMailbox::read(int layer) const {
   return {posted(layer), *at.tokens, at.x, at.scales, at.experts, at.weights};
 }
 
+uint32_t MissMailbox::done(int layer) const {
+  return std::atomic_ref(*slot(layer).done).load(std::memory_order_acquire);
+}
+
 void MissMailbox::publish_done(int layer, uint32_t step) const {
   std::atomic_ref(*slot(layer).done).store(step, std::memory_order_release);
 }

@@ -60,6 +60,7 @@ class MissMailbox {
   uint32_t posted(int layer) const;
   MissPost read(int layer) const;
   void publish_done(int layer, uint32_t step) const;
+  uint32_t done(int layer) const;
 
  private:
   std::byte* memory_;
