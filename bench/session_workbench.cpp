@@ -198,10 +198,7 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
     const double context =
         static_cast<double>(workload.prompt_tokens) + static_cast<double>(workload.generated_tokens) / 2;
-    const auto mode = graph                                                               ? cli::miss_mode(model_)
-                      : workload.batch == 1 || !cli::cpu_shares_batches(model_, config_) ? offload::MissMode::fetch
-                      : config_.offload.miss == OffloadConfig::Miss::cpu                 ? offload::MissMode::cpu
-                                                                                         : offload::MissMode::split;
+    const auto mode = workload.batch == 1 ? cli::miss_mode(model_) : cli::miss_mode_of_batches(model_, config_);
     const auto predicted = offload::decode_speed(
         shape_, {facts_.resident_share, workload.batch, context, graph}, calibration_, mode);
     if (predicted) facts.predicted_tokens_per_s = predicted->tokens_per_s;

@@ -34,10 +34,6 @@ int threads_of(const CpuExpertsOptions& options) {
                     std::to_string(kMostThreads));
 }
 
-std::string place(uint32_t step, int layer) {
-  return "step " + std::to_string(step) + ", layer " + std::to_string(layer);
-}
-
 void check_tokens(int64_t tokens, int64_t most) {
   if (tokens >= 0 && tokens <= most) return;
   throw DeviceError("the GPU posted " + std::to_string(tokens) + " tokens to a mailbox for " +
@@ -221,11 +217,11 @@ void CpuExperts::poll(int worker) {
         check_tokens(post.tokens, polling.mailbox.shape().tokens);
         polling.make_jobs(layer, post, jobs);
         if (!team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result)) {
-          fail("the CPU's experts were stopped in the midst of " + place(step, layer));
+          fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
           return;
         }
       } catch (const std::exception& error) {
-        throw DeviceError("at " + place(step, layer) + ": " + error.what());
+        throw DeviceError("at " + place_of(step, layer) + ": " + error.what());
       }
       if (polling.finish.arrive(++round)) {
         polling.mailbox.publish_done(layer, step);

@@ -35,21 +35,19 @@ void CpuShare::start(const MissWork& work, uint32_t first_step) {
 
 void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJobs& jobs) const {
   jobs.clear(kernel_);
-  const int64_t k = work.mailbox.shape().experts_per_token, choices = post.tokens * k;
+  const int k = work.mailbox.shape().experts_per_token;
+  const int64_t choices = post.tokens * k;
   const int64_t group = group_size(kernel_.layout().encoding), width = kernel_.layout().width;
   const auto slices_of = [&](int expert) {
-    if (expert >= grid_.experts) {
-      throw DeviceError("the GPU posted expert " + std::to_string(expert) + " of " + std::to_string(grid_.experts));
-    }
     return work.places->device.begin() + static_cast<int64_t>(grid_.index({layer, expert, 0}));
   };
   int missed = 0;
-  for (int e = next_posted(post, choices, -1); e >= 0; e = next_posted(post, choices, e)) {
+  for_posted(post, k, grid_.experts, [&](int e) {
     missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
-  }
+  });
   // The device has the first groups of the missed ones.
   int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
-  for (int e = next_posted(post, choices, -1); e >= 0; e = next_posted(post, choices, e)) {
+  for_posted(post, k, grid_.experts, [&](int e) {
     int id = -1;
     for (int slice = 0; slice < grid_.slices; ++slice) {
       if (slices_of(e)[slice] != nullptr) continue;
@@ -74,7 +72,7 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
       }
       jobs.add_job(id, work.places->host[grid_.index({layer, e, slice})], {begin, width});
     }
-  }
+  });
 }
 
 MissWorkersCounters CpuShare::counters() const {

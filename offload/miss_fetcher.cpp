@@ -52,7 +52,11 @@ void MissFetcher::serve(const MissWork& work, uint32_t step) {
       }
       const MissPost post = work.mailbox.read(layer);
       if (layer == 0) step = post.step;  // the first one may skip some
-      copy_missed(work, layer, post);
+      try {
+        copy_missed(work, layer, post);
+      } catch (const std::exception& error) {
+        throw DeviceError("at " + place_of(step, layer) + ": " + error.what());
+      }
     }
   }
 }
@@ -60,15 +64,8 @@ void MissFetcher::serve(const MissWork& work, uint32_t step) {
 void MissFetcher::copy_missed(const MissWork& work, int layer, const MissPost& post) {
   const MissWork::Arrivals& to = work.arrivals;
   to.tags[layer] = kernels::arrival_tag(post.step, layer, grid_.layers);
-  const int64_t choices = post.tokens * work.mailbox.shape().experts_per_token;
   size_t slot = 0;
-  for (int expert = next_posted(post, choices, -1); expert >= 0;
-       expert = next_posted(post, choices, expert)) {
-    if (expert >= grid_.experts) {
-      throw DeviceError("at step " + std::to_string(post.step) + ", layer " + std::to_string(layer) +
-                        ": the GPU posted expert " + std::to_string(expert) + " of " +
-                        std::to_string(grid_.experts));
-    }
+  for_posted(post, work.mailbox.shape().experts_per_token, grid_.experts, [&](int expert) {
     for (int slice = 0; slice < grid_.slices; ++slice) {
       const size_t index = grid_.index({layer, expert, slice});
       if (work.places->device[index] != nullptr) continue;
@@ -79,7 +76,7 @@ void MissFetcher::copy_missed(const MissWork& work, int layer, const MissPost& p
       words_->copy(to.arrived + slot, to.tags + layer, sizeof(uint32_t));
       ++slot;
     }
-  }
+  });
   work.mailbox.publish_done(layer, post.step);  // it needs the post and the places no longer
 }
 

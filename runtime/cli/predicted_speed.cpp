@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/cli/session.h"
+
 namespace lighter::cli {
 
 offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config) {
@@ -35,6 +37,11 @@ offload::MissMode miss_mode(const PreparedModel& model) {
   if (model.miss == Miss::zero_copy) return offload::MissMode::zero_copy;
   if (model.miss == Miss::cpu) return offload::MissMode::cpu;
   return model.miss == Miss::split ? offload::MissMode::split : offload::MissMode::fetch;
+}
+
+offload::MissMode miss_mode_of_batches(const PreparedModel& model, const Config& config) {
+  if (!cpu_shares_batches(model, config)) return offload::MissMode::fetch;
+  return config.offload.miss == OffloadConfig::Miss::cpu ? offload::MissMode::cpu : offload::MissMode::split;
 }
 
 namespace {

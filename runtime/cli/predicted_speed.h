@@ -10,6 +10,7 @@ namespace lighter::cli {
 
 offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config);
 offload::MissMode miss_mode(const PreparedModel& model);  // as the plan has chosen
+offload::MissMode miss_mode_of_batches(const PreparedModel& model, const Config& config);
 
 struct PredictedSpeed {
   double decode_context = 0;               // keys: half of memory.context, the mean of filling it

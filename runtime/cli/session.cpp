@@ -66,6 +66,18 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
   return pager;
 }
 
+// Those that see to what a decode graph misses.
+std::unique_ptr<MissWorkers> make_workers(Device& device, const PreparedModel& model,
+                                          const models::DecodeGraphShape& shape) {
+  if (shape.fetches) {
+    return std::make_unique<offload::MissFetcher>(device, shape.experts, model.spec.experts_per_token);
+  }
+  offload::CpuExpertsOptions options;
+  options.threads = model.threads;
+  return std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, model.spec.hidden, shape.slice_width,
+                                             model.spec.weight_on, options);
+}
+
 std::string joined(const std::vector<std::string>& problems) {
   std::string text = "the model does not fit:";
   for (const std::string& problem : problems) text += "\n  " + problem;
@@ -128,18 +140,10 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   if (model.why_eager.empty()) {
     const models::DecodeGraphShape shape = decode_graph_shape(model, config);
     models::MissSharing sharing;
-    if (shape.fetches && !shape.all_resident) {
-      if (!workers_) workers_ = std::make_unique<offload::MissFetcher>(*device_, shape.experts, spec_.experts_per_token);
-      sharing = {workers_.get(), 1, false};
-    } else if (model.cpu_computes() && !model.plan.all_resident) {
-      offload::CpuExpertsOptions options;
-      options.threads = model.threads;
-      if (!workers_) {
-        workers_ = std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, spec_.hidden,
-                                                       shape.slice_width, spec_.weight_on, options);
-      }
+    if ((shape.fetches || shape.with_workers) && !shape.all_resident) {
+      if (!workers_) workers_ = make_workers(*device_, model, shape);
       const bool split = model.miss == OffloadConfig::Miss::split;
-      sharing = {workers_.get(), split ? kFirstDeviceShare : 0, split};
+      sharing = {workers_.get(), shape.fetches ? 1 : split ? kFirstDeviceShare : 0, split};
     }
     decoder_->decode_by(
         models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule, sharing, *device_));

@@ -72,7 +72,7 @@ struct JobList {
 
 // When the parts of an MoE layer were done, in ns of the GPU's clock: of their blocks, the last.
 struct LayerTimes {
-  unsigned long long routed = 0;           // from here on missed slices are read from host memory
+  unsigned long long routed = 0;           // from here on missed slices are read, or come
   unsigned long long device_hidden = 0;    // gate and up of what lies on the device
   unsigned long long host_hidden = 0;      // gate and up of the host list
   unsigned long long host_down_begun = 0;  // the hidden activations are there
@@ -160,7 +160,7 @@ __host__ __device__
 }
 
 // out = silu(gate * x) * (up * x) for the fixed slices and then the list's; and, by blocks of their own,
-// for those of the host list, which lie in mapped host memory.
+// for those of the host list: missed slices, in mapped host memory or in the slots to which they come.
 struct DecodeGateUp {
   WeightFormat format = WeightFormat::int8;
   int tokens = 1;

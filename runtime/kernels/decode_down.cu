@@ -23,7 +23,7 @@ struct Down {
   int experts;
   const void* hidden_activations;
   float *residual, *fixed_sum, *partials;
-  int most_jobs, most_rows;
+  int most_jobs;
   unsigned long long *begun, *ended;  // times to note, or null
 };
 
@@ -164,18 +164,16 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   };
   if (lane == 0) fill();
   allow_next_kernel();
-  const auto await = [](const unsigned* signal) {
-    if (threadIdx.x == 0) {
-      while (load_acquire(signal) == 0) __nanosleep(100);
-    }
+  const auto all_await = [](const unsigned* signal) {
+    if (threadIdx.x == 0) await<100>(signal);
     __syncthreads();
   };
   if (a.signals != nullptr) {  // the list is there long before the hidden activations are
-    await(&a.signals->lists);
+    all_await(&a.signals->lists);
     read_list();
   }
   if (Paged && a.before_its_end) {
-    await(&a.signals->hidden);
+    all_await(&a.signals->hidden);
   } else {
     wait_for_previous_kernel();
   }
@@ -244,7 +242,7 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   if (threadIdx.x == 0) note_time(a.ended);
 }
 
-// The first blocks read host memory.
+// The first blocks are for missed slices.
 template <WeightFormat F, int B, bool Paged>
 __global__ void __launch_bounds__(kThreads, 2)
     down_kernel(const __grid_constant__ Down a, const __grid_constant__ Down host, int host_blocks) {
@@ -268,10 +266,9 @@ int64_t rest_of(const Down& a, int blocks) {
          (x_bytes<F>(a.width, B) + most_rows * B * 4 + static_cast<int64_t>(sizeof(SliceJob)));
 }
 
-// Sets what depends on how many blocks there are; returns the shared memory of one.
+// Sets the stages, which depend on how many blocks there are; returns the shared memory of one.
 template <WeightFormat F, int B>
 int64_t share_rows(Down& a, int blocks) {
-  a.most_rows = (a.hidden / a.rows + blocks - 1) / blocks * a.rows;
   const int64_t rest = rest_of<F, B>(a, blocks);
   set_stages(a.stream, rest, kDownShared);
   return a.stream.bytes() + rest;
@@ -346,7 +343,7 @@ void run_down(const DecodeDown& d, void* stream) {
          two.bytes() + rest_of<F, B>(host, host_blocks) > kMostShared) {
     host_blocks *= 2;
   }
-  // All blocks at once: those that read host memory come last to their end.
+  // All blocks at once: those for missed slices come last to their end.
   const int blocks = std::min(processors() - host_blocks, most_blocks);
   int64_t bytes = share_rows<F, B>(a, blocks);
   if (host_blocks > 0) bytes = std::max(bytes, share_rows<F, B>(host, host_blocks));

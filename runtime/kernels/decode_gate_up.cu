@@ -54,9 +54,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     if (list_known) return;
     list_known = true;
     if (a.list == nullptr) return;
-    if (a.lists != nullptr) {
-      while (load_acquire(a.lists) == 0) __nanosleep(40);
-    }
+    if (a.lists != nullptr) await<40>(a.lists);
     listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
   };
 
@@ -117,9 +115,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     }
   }
   load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
-  if (Paged && threadIdx.x == 0 && a.routing_first) {
-    while (load_acquire(a.lists) == 0) __nanosleep(40);
-  }
+  if (Paged && threadIdx.x == 0 && a.routing_first) await<40>(a.lists);
   __syncthreads();
   if (Paged && lane == 0 && a.routing_first) fill(true);
   const auto refill = [&] {
@@ -175,7 +171,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
   }
 }
 
-// Blocks in this order: `routing` of the router, then `host.blocks` that read host memory, then those of `a`,
+// Blocks in this order: `routing` of the router, then `host.blocks` for missed slices, then those of `a`,
 // which begin with the fixed slices, for which routing does not matter.
 struct GateUpRoles {
   int routing = 0, host = 0;

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
       seen = true;
       if (c.times != nullptr) note_time(&c.times->cpu);
     } else if (threadIdx.x == 0) {
-      while (load_acquire(&c.signals->cpu) == 0) __nanosleep(40);
+      await<40>(&c.signals->cpu);
     } else if (threadIdx.x == 32 && blockIdx.x == 0) {
       wait_for_previous_kernel();
       if (!seen) ++*c.late;

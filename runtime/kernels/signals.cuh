@@ -17,7 +17,13 @@ __device__ inline void store_release(unsigned* at, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
 
-// The same for words that the host or a copy engine writes.
+// One thread: until a block has set the word.
+template <unsigned Nanoseconds>
+__device__ inline void await(const unsigned* signal) {
+  while (load_acquire(signal) == 0) __nanosleep(Nanoseconds);
+}
+
+// load_acquire() of words that the host or a copy engine writes.
 __device__ inline unsigned load_system(const unsigned* at) {
   unsigned value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");

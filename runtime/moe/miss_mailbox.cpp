@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cassert>
 
+#include "runtime/error.h"
+
 namespace lighter {
 namespace {
 
@@ -27,12 +29,17 @@ uint64_t slot_bytes(const MissMailboxShape& shape) {
 
 }  // namespace
 
-int next_posted(const MissPost& post, int64_t choices, int after) {
+std::string place_of(uint32_t step, int layer) {
+  return "step " + std::to_string(step) + ", layer " + std::to_string(layer);
+}
+
+int next_posted(const MissPost& post, int experts_per_token, int experts, int after) {
   int next = -1;
-  for (int64_t i = 0; i < choices; ++i) {
+  for (int64_t i = 0; i < post.tokens * experts_per_token; ++i) {
     if (post.experts[i] > after && (next < 0 || post.experts[i] < next)) next = post.experts[i];
   }
-  return next;
+  if (next < experts) return next;
+  throw DeviceError("the GPU posted expert " + std::to_string(next) + " of " + std::to_string(experts));
 }
 
 uint64_t MissMailbox::bytes(const MissMailboxShape& shape) {

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace lighter {
 
@@ -43,9 +44,6 @@ struct MissPost {
   const float* weights = nullptr;
 };
 
-// The smallest of the first `choices` posted experts above `after`, or -1.
-int next_posted(const MissPost& post, int64_t choices, int after);
-
 class MissMailbox {
  public:
   static uint64_t bytes(const MissMailboxShape& shape);
@@ -66,6 +64,22 @@ class MissMailbox {
   std::byte* memory_;
   MissMailboxShape shape_;
 };
+
+// For people: where in a step something happened.
+std::string place_of(uint32_t step, int layer);
+
+// The smallest of the posted experts above `after`, or -1. experts_per_token: of the mailbox. Throws DeviceError
+// if it is none of `experts`.
+int next_posted(const MissPost& post, int experts_per_token, int experts, int after);
+
+// Calls body(expert) for each of the posted experts, ascending, once.
+template <typename Body>
+void for_posted(const MissPost& post, int experts_per_token, int experts, const Body& body) {
+  for (int expert = next_posted(post, experts_per_token, experts, -1); expert >= 0;
+       expert = next_posted(post, experts_per_token, experts, expert)) {
+    body(expert);
+  }
+}
 
 // Whether a step's number is `than` or a later one, also after 2^32 steps.
 constexpr bool step_reached(uint32_t step, uint32_t than) {

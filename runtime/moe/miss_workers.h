@@ -1,5 +1,6 @@
-// Who computes missed slices beside the device while decode steps run, or brings them: the other side of a MissMailbox. A
-// decode graph knows no more than this; offload/cpu_share.h and offload/miss_fetcher.h stand behind it.
+// Who computes missed slices beside the device while decode steps run, or brings them: the other side of a
+// MissMailbox. A decode graph knows no more than this; offload/cpu_share.h and offload/miss_fetcher.h stand
+// behind it.
 #pragma once
 
 #include <cstdint>

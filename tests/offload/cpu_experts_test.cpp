@@ -15,6 +15,7 @@
 #include "offload/work_claims.h"
 #include "runtime/error.h"
 #include "runtime/quant/slice_reference.h"
+#include "tests/message_of.h"
 #include "tests/runtime/random_slice.h"
 
 namespace lighter::offload {
@@ -124,15 +125,6 @@ MakeCpuJobs jobs_of(const Model& model) {
       model.add(jobs, post.experts[token], {&use, 1});
     }
   };
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const DeviceError& error) {
-    return error.what();
-  }
-  return "";
 }
 
 double seconds_since(Clock::time_point begin) {
@@ -331,7 +323,7 @@ TEST_CASE("the caller is free while a batch is computed, and no jobs make zeros"
   CpuExperts cpu(options);
   Values result(x.size(), 3.0f);
   cpu.start(jobs, x.data(), 2, result.data());
-  CHECK(message_of([&] { cpu.start(jobs, x.data(), 2, result.data()); }).find("busy") != std::string::npos);
+  CHECK(test::message_of<DeviceError>([&] { cpu.start(jobs, x.data(), 2, result.data()); }).find("busy") != std::string::npos);
   go = true;
   cpu.wait();
   CHECK(result == Values(x.size(), 0.0f));
@@ -423,7 +415,7 @@ TEST_CASE(
   gpu.post(1, 2, x, {0}, 1);
   CHECK_FALSE(gpu.done(1, 2, std::chrono::milliseconds(100)));
   const auto begin = Clock::now();
-  const auto message = message_of([&] { cpu.stop_polling(); });
+  const auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
   CHECK(seconds_since(begin) < 1);
   CHECK(message == "worker 1 of the CPU's experts failed: at step 2, layer 1: pulled the plug");
 
@@ -449,7 +441,7 @@ TEST_CASE("a worker that dawdles is reported within about a second, and the dest
     cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
     gpu.post(0, 1, normal(kHidden, 1, 8201), {0}, 1);
     const auto begin = Clock::now();
-    CHECK(message_of([&] { cpu.stop_polling(); }).find("have not ended") != std::string::npos);
+    CHECK(test::message_of<DeviceError>([&] { cpu.stop_polling(); }).find("have not ended") != std::string::npos);
     CHECK(seconds_since(begin) < 1.4);
   }
   CHECK(ended);
@@ -469,7 +461,7 @@ TEST_CASE("a batch whose worker dies ends with an error, and the next one works"
   const TokenUse use;
   model.add(jobs, 0, {&use, 1});
   const auto begin = Clock::now();
-  CHECK(message_of([&] { computed(cpu, jobs, x); }) == "worker 2 of the CPU's experts failed: no more");
+  CHECK(test::message_of<DeviceError>([&] { computed(cpu, jobs, x); }) == "worker 2 of the CPU's experts failed: no more");
   CHECK(seconds_since(begin) < 1);
   deadly = false;
   CHECK(computed(cpu, jobs, x) == computed(other, jobs, x));
@@ -482,7 +474,7 @@ TEST_CASE("what the GPU or the caller's list gets wrong is an error that names t
   cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
   gpu.post(0, 1, normal(2 * kHidden, 1, 8601), {0, 0}, 1);
   CHECK_FALSE(gpu.done(0, 1, std::chrono::milliseconds(50)));
-  auto message = message_of([&] { cpu.stop_polling(); });
+  auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
   CHECK(message.find("step 1, layer 0") != std::string::npos);
   CHECK(message.find("9216 hidden values, and there is room for 8192") != std::string::npos);
 
@@ -490,7 +482,7 @@ TEST_CASE("what the GPU or the caller's list gets wrong is an error that names t
   *gpu.mailbox().slot(0).tokens = 77;
   std::atomic_ref(*gpu.mailbox().slot(0).posted).store(2, std::memory_order_release);
   CHECK_FALSE(gpu.done(0, 2, std::chrono::milliseconds(50)));
-  message = message_of([&] { cpu.stop_polling(); });
+  message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
   CHECK(message.find("the GPU posted 77 tokens to a mailbox for 2") != std::string::npos);
 }
 

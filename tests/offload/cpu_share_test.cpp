@@ -12,6 +12,7 @@
 #include "runtime/kernels/decode.h"
 #include "runtime/moe/share_control.h"
 #include "runtime/quant/slice_reference.h"
+#include "tests/message_of.h"
 #include "tests/runtime/random_slice.h"
 
 namespace lighter::offload {
@@ -145,12 +146,7 @@ TEST_CASE("a worker that meets nonsense ends polling with an error that names th
   *slot.experts = kExperts;
   std::atomic_ref(*slot.posted).store(1u, std::memory_order_release);
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  std::string message;
-  try {
-    share.stop();
-  } catch (const DeviceError& error) {
-    message = error.what();
-  }
+  const std::string message = test::message_of<DeviceError>([&] { share.stop(); });
   CHECK(message.find("at step 1, layer 0: the GPU posted expert 3 of 3") != std::string::npos);
   CHECK(*slot.done == 0);
 }

@@ -12,6 +12,7 @@
 
 #include "runtime/error.h"
 #include "runtime/kernels/decode.h"
+#include "tests/message_of.h"
 
 namespace lighter::offload {
 namespace {
@@ -104,13 +105,8 @@ TEST_CASE("a fetcher that meets nonsense stops with an error that names the plac
   fetcher.start(rig.work(), 1);
   rig.post(0, 1, 0, kGrid.experts);
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  std::string message;
-  try {
-    fetcher.stop();
-  } catch (const DeviceError& error) {
-    message = error.what();
-  }
-  CHECK(message == "at step 1, layer 0: the GPU posted expert 3 of 3");
+  CHECK(test::message_of<DeviceError>([&] { fetcher.stop(); }) ==
+        "at step 1, layer 0: the GPU posted expert 3 of 3");
   fetcher.stop();  // nothing is left of it
 }
 

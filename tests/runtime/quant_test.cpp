@@ -5,7 +5,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -19,19 +18,11 @@
 #include "runtime/quant/half.h"
 #include "runtime/quant/quantize.h"
 #include "runtime/quant/slice_reference.h"
+#include "tests/message_of.h"
 #include "tests/runtime/random_slice.h"
 
 namespace lighter {
 namespace {
-
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 bool mentions(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -95,7 +86,7 @@ TEST_CASE("a packed slice has the documented offsets and size") {
 TEST_CASE("sizes that a packed slice cannot have are refused with the rule") {
   for (const auto encoding : kEncodings) {
     const auto refusal = [&](int64_t hidden, int64_t width) {
-      return message_of([&] { packed_slice_bytes(encoding, hidden, width); });
+      return test::message_of([&] { packed_slice_bytes(encoding, hidden, width); });
     };
     CHECK(refusal(128, 256) == "");
     CHECK(mentions(refusal(64, 256), "hidden size that is a multiple of 128, not 64"));
@@ -358,7 +349,7 @@ TEST_CASE("weights that fp16 scales cannot hold are a CheckpointError that names
         std::vector<float> row(256, 0.5f);
         row[column] = bad;
         CHECK_THROWS_AS(packer.pack_row(SliceMatrix::up, 17, row.data()), CheckpointError);
-        const auto message = message_of([&] { packer.pack_row(SliceMatrix::up, 17, row.data()); });
+        const auto message = test::message_of([&] { packer.pack_row(SliceMatrix::up, 17, row.data()); });
         const auto size = group_size(encoding);
         const int64_t first = column / size * size;
         CHECK(mentions(message, "up row 17"));
