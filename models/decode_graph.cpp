@@ -14,6 +14,7 @@
 #include "models/rope.h"
 #include "runtime/error.h"
 #include "runtime/kernels/decode.h"
+#include "runtime/kernels/decode_attention.h"
 #include "runtime/moe/share_control.h"
 #include "runtime/torch/tensors.h"
 
@@ -67,7 +68,10 @@ class CudaDecodeGraph : public DecodeGraph {
                      cudaMemcpyHostToDevice),
           "copying");
     update_places();
-    capture();
+    // Steps with few keys have kernels of their own.
+    few_keys_ = std::min(shape_.context, kernels::kFewKeys);
+    short_step_ = capture(few_keys_);
+    if (few_keys_ < shape_.context) long_step_ = capture(shape_.context);
     check(cudaEventCreateWithFlags(&ended_, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
   }
 
@@ -76,7 +80,8 @@ class CudaDecodeGraph : public DecodeGraph {
       rest();
     } catch (const DeviceError&) {  // the workers' owner reports it
     }
-    cudaGraphExecDestroy(executable_);
+    cudaGraphExecDestroy(short_step_);
+    if (long_step_ != nullptr) cudaGraphExecDestroy(long_step_);
     cudaEventDestroy(ended_);
   }
 
@@ -95,7 +100,7 @@ class CudaDecodeGraph : public DecodeGraph {
       workers_->start(work, step_);
       working_ = true;
     }
-    check(cudaGraphLaunch(executable_, stream_), "launching");
+    check(cudaGraphLaunch(position < few_keys_ ? short_step_ : long_step_, stream_), "launching");
     await_step();
     if (on_host_.output->error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
@@ -230,11 +235,12 @@ class CudaDecodeGraph : public DecodeGraph {
     counters_.stall_s += seconds(at.device_down, misses);
   }
 
-  void capture() {
+  // context: keys of a step at most.
+  cudaGraphExec_t capture(int64_t context) {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
-      enqueue_decode_kernels({shape_, weights_, kv_, on_device_, on_host_, static_cast<bool>(schedule_),
+      enqueue_decode_kernels({shape_, weights_, kv_, on_device_, on_host_, context, static_cast<bool>(schedule_),
                               zero_copies_, mailbox_ ? &*mailbox_ : nullptr},
                              stream_);
     } catch (...) {
@@ -243,10 +249,12 @@ class CudaDecodeGraph : public DecodeGraph {
       throw;
     }
     check(cudaStreamEndCapture(stream_, &graph), "ending the capture");
-    const cudaError_t made = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
     check(made, "instantiating");
-    check(cudaGraphUpload(executable_, stream_), "uploading");
+    check(cudaGraphUpload(executable, stream_), "uploading");
+    return executable;
   }
 
   const DecodeGraphShape shape_;
@@ -267,7 +275,9 @@ class CudaDecodeGraph : public DecodeGraph {
   bool working_ = false;
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
   cudaStream_t stream_;
-  cudaGraphExec_t executable_ = nullptr;
+  int64_t few_keys_ = 0;
+  cudaGraphExec_t short_step_ = nullptr;  // of positions below few_keys_
+  cudaGraphExec_t long_step_ = nullptr;   // of the others, if there are any
   cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
   SlicePlaces places_;
   unsigned step_ = 0;

@@ -29,6 +29,7 @@ class DecodeKernels {
         kv_(input.kv),
         on_device_(input.on_device),
         on_host_(input.on_host),
+        context_(input.context),
         tables_(input.shape),
         scheduled_(input.scheduled),
         zero_copies_(input.zero_copies),
@@ -138,7 +139,7 @@ class DecodeKernels {
     a.eps = static_cast<float>(spec_.norm_eps);
     a.temperature_scale = kind.temperature ? static_cast<float>(spec_.attention_scale) : 0.0f;
     a.floor_scale = static_cast<float>(spec_.floor_scale);
-    a.context = shape_.context;
+    a.context = context_;
     a.workspace = on_device_.attention_workspace;
     a.out = on_device_.attended;
     kernels::decode_attention(a, stream_);
@@ -364,6 +365,7 @@ class DecodeKernels {
   const KvCache& kv_;
   const DeviceRoom& on_device_;
   const HostRoom& on_host_;
+  const int64_t context_;
   const TableLayout tables_;
   const bool scheduled_, zero_copies_;
   const MissMailbox* const mailbox_;

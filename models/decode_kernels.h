@@ -18,6 +18,7 @@ struct DecodeKernelsInput {
   const KvCache& kv;
   const DeviceRoom& on_device;
   const HostRoom& on_host;
+  int64_t context = 0;                   // keys at most
   bool scheduled = false;                // the experts are told, not chosen
   bool zero_copies = false;              // the GPU reads (some) missed slices from host memory
   const MissMailbox* mailbox = nullptr;  // null: the CPU computes none

@@ -9,8 +9,14 @@ namespace lighter::kernels {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMostSplits = 32;
-constexpr int kFewestKeys = 16;  // of a split
+// The keys of a head are split among the blocks of a cluster, and where there may be many, of more clusters.
+// Measured on an H100: up to kFewKeys one cluster is the fastest; many large ones leave multiprocessors idle.
+struct Split {
+  int blocks, clusters;
+};
+constexpr Split kFew{8, 1}, kMany{2, 16};
+constexpr int kFewestKeys = 16;  // of a block, where there are more clusters
+constexpr int kAhead = 2;        // keys that a thread loads ahead
 
 // A key belongs to head_dim / 8 lanes, each with 8 of its values.
 template <int D>
@@ -69,90 +75,82 @@ __device__ void prepare_head(const DecodeAttention& a, const float* from, float*
   for (int i = lane; i < D; i += 32) to[i] *= scale;
 }
 
-// The state of a softmax over some keys, for G query heads: largest score, sum, weighted values.
-template <int D, int G>
-__global__ void __launch_bounds__(kThreads)
-    attention_kernel(const __grid_constant__ DecodeAttention a, int splits) {
+// The sum of one value of the output over some keys: weighted by exp(score - largest), and the weights' sum.
+struct __align__(16) PartialSum {
+  float sum, largest, weights, unused;
+};
+
+// The state of a softmax over some keys, for G query heads: largest score, sum, weighted values. Each block
+// sends its state, in parts, to the blocks of its cluster, of which each merges a part.
+template <int D, int G, int Blocks, int Clusters>
+__global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
+    attention_kernel(const __grid_constant__ DecodeAttention a) {
   constexpr int lanes = kLanes<D>, teams = kThreads / lanes, state = D + 2;
+  constexpr int chunk = G * D / Blocks;  // values that each block merges
   __shared__ __align__(16) float q[G][D];
   __shared__ __align__(16) float fresh[2][D];  // the new key and value
   __shared__ float states[kWarps][G][state];
-  __shared__ float factors[kMostSplits][G], merged[G][2];  // merged: largest score, sum
+  __shared__ float factors[kWarps][G], merged[G][2];  // merged: largest score, sum
+  __shared__ float sent[G * D], sent_states[Blocks][G][2];  // by the cluster's blocks
   __shared__ bool last;
+  __cluster_barrier_arrive_relaxed();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int head = static_cast<int>(blockIdx.x) % a.kv_heads,
-            split = static_cast<int>(blockIdx.x) / a.kv_heads;
+  const int rank = static_cast<int>(blockIdx.x) % Blocks, cluster = static_cast<int>(blockIdx.x) / Blocks,
+            head = cluster % a.kv_heads, cluster_of_head = cluster / a.kv_heads;
   const int team = threadIdx.x / lanes, part = threadIdx.x % lanes;
-  int position, first, keys, each, used;  // used: splits that have keys
-  const auto share_keys = [&] {
-    position = *static_cast<const volatile int*>(a.position);
-    first = a.window == 0 ? 0 : static_cast<int>(position / a.window * a.window);
-    keys = position + 1 - first;
-    each = max(kFewestKeys, (keys + splits - 1) / splits);
-    used = (keys + each - 1) / each;
+  // The step's position, table and earlier keys are there before the kernel before this one has ended.
+  const int position = __ldcg(a.position);
+  const int first = a.window == 0 ? 0 : static_cast<int>(position / a.window * a.window);
+  const int keys = position + 1 - first;
+  const auto share_of = [&](int parts) { return (keys + parts - 1) / parts; };
+  const int each = max(Clusters > 1 ? kFewestKeys : 1, share_of(Blocks * Clusters));
+  const int used = Clusters > 1 ? share_of(each * Blocks) : 1;  // clusters of a head that have keys
+  if (cluster_of_head >= used) return;
+  const int begin = (cluster_of_head * Blocks + rank) * each, end = min(keys, begin + each);
+  const bool has_new = begin < end && end == keys;
+  const auto offset_of = [&](int key) {
+    const int place = a.window == 0 ? key : static_cast<int>((first + key) % a.window);
+    const int64_t row = static_cast<int64_t>(__ldcg(a.block_table + place / a.block)) * a.block + place % a.block;
+    return (row * a.kv_heads + head) * D;
   };
-  const auto place_of = [&](int key) {
-    return a.window == 0 ? key : static_cast<int>((first + key) % a.window);
-  };
-  const auto offset_in = [&](int block, int key) {
-    return ((static_cast<int64_t>(block) * a.block + place_of(key) % a.block) * a.kv_heads + head) * D;
-  };
-  const auto block_of = [&](int key) { return __ldcg(a.block_table + place_of(key) / a.block); };
   auto* const cached_keys = static_cast<__nv_bfloat16*>(a.keys);
   auto* const cached_values = static_cast<__nv_bfloat16*>(a.values);
-  // Of the next key of this team.
-  uint4 next_key{}, next_value{};
-  const auto load = [&](int block, int key) {
-    const int64_t from = offset_in(block, key) + part * 8;
-    next_key = __ldcg(reinterpret_cast<const uint4*>(cached_keys + from));
-    next_value = __ldcg(reinterpret_cast<const uint4*>(cached_values + from));
+  uint4 next_keys[kAhead]{}, next_values[kAhead]{};  // of this team
+  const auto load = [&](int key, uint4& k, uint4& v) {
+    if (key >= min(end, keys - 1)) return;
+    const int64_t from = offset_of(key) + part * 8;
+    k = __ldcg(reinterpret_cast<const uint4*>(cached_keys + from));
+    v = __ldcg(reinterpret_cast<const uint4*>(cached_values + from));
   };
-  // Earlier keys do not depend on the step's earlier kernels, so they are loaded before those have ended.
-  // Position and table may still be the last step's; then all is done anew below.
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) load(begin + i * teams + team, next_keys[i], next_values[i]);
   Rotation<D> rotation;
-  share_keys();
   rotation.set(a, position, lane);
-  const int guess = split * each + team;
-  int guessed_block = -1;
-  if (guess < min(keys - 1, (split + 1) * each)) {
-    guessed_block = block_of(guess);
-    load(guessed_block, guess);
-  }
-  const int guessed_position = position;
-  wait_for_previous_kernel();
-  share_keys();
-  if (split >= used) return;
-  if (position != guessed_position) rotation.set(a, position, lane);
-  const int begin = split * each, end = min(keys, begin + each);
-
   const float temperature =
       a.temperature_scale == 0
           ? 1.0f
           : 1 + a.temperature_scale * log1pf(floorf(static_cast<float>(position + 1) / a.floor_scale));
-  for (int i = warp; i < G + 2; i += kThreads / 32) {
+  const int64_t new_at = offset_of(keys - 1);
+  wait_for_previous_kernel();
+
+  for (int i = warp; i < (has_new ? G + 2 : G); i += kWarps) {
     if (i < G) {
       prepare_head<D>(a, a.qkv + (head * G + i) * D, q[i], rotation, temperature * rsqrtf(D), true, lane);
-    } else {
-      prepare_head<D>(a, a.qkv + (a.heads + (i - G) * a.kv_heads + head) * D, fresh[i - G], rotation, 1.0f,
-                      i == G, lane);
+      continue;
     }
-  }
-  if (const int key = begin + team; key < min(end, keys - 1)) {
-    const int block = block_of(key);
-    if (position != guessed_position || block != guessed_block) load(block, key);
+    float* const to = fresh[i - G];
+    prepare_head<D>(a, a.qkv + (a.heads + (i - G) * a.kv_heads + head) * D, to, rotation, 1.0f, i == G, lane);
+    for (int j = lane; j < D; j += 32) {
+      const __nv_bfloat16 rounded = __float2bfloat16_rn(to[j]);
+      (i == G ? cached_keys : cached_values)[new_at + j] = rounded;
+      to[j] = __bfloat162float(rounded);
+    }
   }
   __syncthreads();
-  if (end == keys) {  // this split has the new one
-    const int64_t to = offset_in(block_of(keys - 1), keys - 1);
-    for (int i = threadIdx.x; i < D; i += kThreads) {
-      const __nv_bfloat16 k = __float2bfloat16_rn(fresh[0][i]), v = __float2bfloat16_rn(fresh[1][i]);
-      cached_keys[to + i] = k;
-      cached_values[to + i] = v;
-      fresh[0][i] = __bfloat162float(k);
-      fresh[1][i] = __bfloat162float(v);
-    }
-    __syncthreads();
-  }
+  // Not before the last loads: behind the weights that the next kernel fetches, each of them would wait for
+  // microseconds.
+  const bool all_loaded = each <= kAhead * teams;
+  if (all_loaded) allow_next_kernel();
 
   float query[G][8], sum[G][8] = {}, most[G], total[G] = {};
 #pragma unroll
@@ -166,8 +164,14 @@ __global__ void __launch_bounds__(kThreads)
     const int key = round + team;
     const bool there = key < end;
     float k[8], v[8];
-    unpack8(next_key, k);
-    unpack8(next_value, v);
+    unpack8(next_keys[0], k);
+    unpack8(next_values[0], v);
+#pragma unroll
+    for (int i = 1; i < kAhead; ++i) {
+      next_keys[i - 1] = next_keys[i];
+      next_values[i - 1] = next_values[i];
+    }
+    load(key + kAhead * teams, next_keys[kAhead - 1], next_values[kAhead - 1]);
     if (there && key == keys - 1) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -175,7 +179,6 @@ __global__ void __launch_bounds__(kThreads)
         v[i] = fresh[1][part * 8 + i];
       }
     }
-    if (const int next = key + teams; next < min(end, keys - 1)) load(block_of(next), next);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       float score = 0;
@@ -192,7 +195,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < 8; ++i) sum[g][i] = sum[g][i] * keep + weight * v[i];
     }
   }
-  // A warp's teams, then the warps, then the splits.
+  if (!all_loaded) allow_next_kernel();
+  // A warp's teams, then the warps, then the blocks, then the clusters.
 #pragma unroll
   for (int step = lanes; step < 32; step *= 2) {
 #pragma unroll
@@ -219,81 +223,96 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  // weigh: every state's weight and all their sums; a warp has a head, a lane a state.
-  const auto weigh = [&](int count, const auto& at) {
-    for (int g = warp; g < G; g += kWarps) {
-      const float here = lane < count ? at(lane, g, D) : -INFINITY;
-      const float sums = lane < count ? at(lane, g, D + 1) : 0;
-      float largest = here;
-      for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-      const float weight = here == -INFINITY ? 0 : expf(here - largest);
-      float weights = weight * sums;
-      for (int step = 16; step > 0; step /= 2) weights += __shfl_xor_sync(~0u, weights, step);
-      factors[lane][g] = weight;
-      if (lane == 0) {
-        merged[g][0] = largest;
-        merged[g][1] = weights;
-      }
+  // Every warp's weight and all their sums; a warp has a head, a lane a state.
+  const int busy = min(kWarps, (end - begin + 32 / lanes - 1) / (32 / lanes));
+  for (int g = warp; g < G; g += kWarps) {
+    const float here = lane < busy ? states[lane][g][D] : -INFINITY;
+    const float sums = lane < busy ? states[lane][g][D + 1] : 0;
+    float largest = here;
+    for (int step = 4; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    const float weight = here == -INFINITY ? 0 : expf(here - largest);
+    float weights = weight * sums;
+    for (int step = 4; step > 0; step /= 2) weights += __shfl_xor_sync(~0u, weights, step);
+    if (lane < kWarps) factors[lane][g] = weight;
+    if (lane == 0) {
+      merged[g][0] = largest;
+      merged[g][1] = weights;
     }
-    __syncthreads();
-  };
-  // put(head, value, sum) for all values.
-  const auto merge = [&](int count, const auto& at, const auto& put) {
-    constexpr int each = (G * D + kThreads - 1) / kThreads;
-    float sums[each] = {};
-#pragma unroll 8
+  }
+  __cluster_barrier_wait();  // all of the cluster run
+  __syncthreads();
+  for (int i = threadIdx.x; i < G * Blocks; i += kThreads) {
+    auto* const to = static_cast<float*>(__cluster_map_shared_rank(sent_states[rank][i % G], i / G));
+    to[0] = merged[i % G][0];
+    to[1] = merged[i % G][1];
+  }
+  for (int i = threadIdx.x; i < G * D; i += kThreads) {
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < busy) all += factors[w][i / D] * states[w][i / D][i % D];
+    }
+    static_cast<float*>(__cluster_map_shared_rank(sent + rank * chunk, i / chunk))[i % chunk] = all;
+  }
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+  const auto merge = [](int count, const auto& at) {
+    PartialSum all{0, -INFINITY, 0, 0};
+    for (int i = 0; i < count; ++i) all.largest = fmaxf(all.largest, at(i).largest);
     for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int j = 0; j < each; ++j) {
-        const int which = min(static_cast<int>(threadIdx.x) + j * kThreads, G * D - 1);
-        sums[j] += factors[i][which / D] * at(i, which / D, which % D);
-      }
+      const PartialSum one = at(i);
+      const float weight = one.largest == -INFINITY ? 0 : expf(one.largest - all.largest);
+      all.sum = fmaf(weight, one.sum, all.sum);
+      all.weights = fmaf(weight, one.weights, all.weights);
     }
-#pragma unroll
-    for (int j = 0; j < each; ++j) {
-      const int which = threadIdx.x + j * kThreads;
-      if (which < G * D) put(which / D, which % D, sums[j]);
-    }
+    return all;
   };
   auto* const counters = static_cast<unsigned*>(a.workspace);
-  float* const stored =
-      reinterpret_cast<float*>(counters + 128) + static_cast<int64_t>(head) * kMostSplits * G * state;
-  const auto warp_state = [&](int i, int g, int value) { return states[i][g][value]; };
-  const int busy_warps = min(kWarps, (end - begin + 32 / lanes - 1) / (32 / lanes));
-  weigh(busy_warps, warp_state);
-  merge(busy_warps, warp_state, [&](int g, int value, float all) {
-    if (used == 1) {
-      a.out[(head * G + g) * D + value] = all / merged[g][1];
-      return;
+  auto* const stored = reinterpret_cast<PartialSum*>(counters + a.kv_heads * Blocks) +
+                       static_cast<int64_t>(head) * Clusters * G * D + rank * chunk;
+  float* const out = a.out + head * G * D + rank * chunk;
+  for (int i = threadIdx.x; i < chunk; i += kThreads) {
+    const int g = (rank * chunk + i) / D;
+    const PartialSum all = merge(Blocks, [&](int from) {
+      return PartialSum{sent[from * chunk + i], sent_states[from][g][0], sent_states[from][g][1], 0};
+    });
+    if (Clusters == 1 || used == 1) {
+      out[i] = all.sum / all.weights;
+    } else {
+      stored[cluster_of_head * G * D + i] = all;
     }
-    float* const to = stored + (split * G + g) * state;
-    to[value] = all;
-    if (value < 2) to[D + value] = merged[g][value];
-  });
-  if (used == 1) return;
+  }
+  if (Clusters == 1 || used == 1) return;
   __syncthreads();
   if (threadIdx.x == 0) {
+    unsigned* const counter = counters + head * Blocks + rank;
     __threadfence();  // for the whole block, whose writes the barrier has put before it
-    last = atomicAdd(counters + head, 1) + 1 == static_cast<unsigned>(used);
-    if (last) counters[head] = 0;
+    last = atomicAdd(counter, 1) + 1 == static_cast<unsigned>(used);
+    if (last) *counter = 0;
     __threadfence();
   }
   __syncthreads();
   if (!last) return;
-  const auto split_state = [&](int s, int g, int v) { return __ldcg(stored + (s * G + g) * state + v); };
-  weigh(used, split_state);
-  // Not before: behind the weights that the next kernel fetches, each of the few loads here would wait for
-  // microseconds.
-  allow_next_kernel();
-  merge(used, split_state,
-        [&](int g, int value, float all) { a.out[(head * G + g) * D + value] = all / merged[g][1]; });
+  for (int i = threadIdx.x; i < chunk; i += kThreads) {
+    const PartialSum all = merge(used, [&](int from) {
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(stored + from * G * D + i));
+      return PartialSum{v.x, v.y, v.z, 0};
+    });
+    out[i] = all.sum / all.weights;
+  }
 }
 
 template <int D, int G>
 void run(const DecodeAttention& a, void* stream) {
-  const auto splits =
-      static_cast<int>(std::clamp<int64_t>((a.context + kFewestKeys - 1) / kFewestKeys, 1, kMostSplits));
-  launch(attention_kernel<D, G>, dim3(a.kv_heads * splits), kThreads, 0, stream, "attention", a, splits);
+  const auto launch_split = [&](auto kernel, Split split) {
+    launch(kernel, Grid(dim3(a.kv_heads * split.clusters * split.blocks), split.blocks), kThreads, 0, stream,
+           "attention", a);
+  };
+  if (a.context <= kFewKeys) {
+    launch_split(attention_kernel<D, G, kFew.blocks, kFew.clusters>, kFew);
+  } else {
+    launch_split(attention_kernel<D, G, kMany.blocks, kMany.clusters>, kMany);
+  }
 }
 
 template <int D>
@@ -315,8 +334,9 @@ bool run_for_group(const DecodeAttention& a, void* stream) {
 
 }  // namespace
 
-uint64_t decode_attention_workspace_bytes(int heads, int, int head_dim) {
-  return 128 * sizeof(unsigned) + static_cast<uint64_t>(heads) * kMostSplits * (head_dim + 2) * sizeof(float);
+uint64_t decode_attention_workspace_bytes(int heads, int kv_heads, int head_dim) {
+  return kv_heads * kMany.blocks * sizeof(unsigned) +
+         static_cast<uint64_t>(heads) * head_dim * kMany.clusters * sizeof(PartialSum);
 }
 
 void decode_attention(const DecodeAttention& a, void* stream) {

@@ -3,13 +3,18 @@
 //
 // In fp32 from qkv: RoPE, then the weightless norm of each head, then the temperature; keys and values are
 // rounded to bf16 as they go into the cache. The parts of the keys are merged in their order, so the result
-// depends on the shapes and the position alone. See decode.h for streams and errors.
+// depends on the shapes, the context and the position alone. Position, table and earlier keys are read before
+// the stream's kernel before this one has ended: it must not write them, nor start before what writes them has
+// ended. See decode.h for streams and errors.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 namespace lighter::kernels {
+
+// Up to so many keys there is a faster kernel.
+inline constexpr int64_t kFewKeys = 1024;
 
 struct DecodeAttention {
   const float* qkv = nullptr;               // [(heads + 2 * kv_heads) * head_dim]: q, k, v
@@ -26,7 +31,7 @@ struct DecodeAttention {
   float eps = 0;
   // Temperature of q: 1 + scale * log1p(floor((position + 1) / floor_scale)); 0: none.
   float temperature_scale = 0, floor_scale = 1;
-  int64_t context = 0;        // positions at most
+  int64_t context = 0;        // keys at most
   void* workspace = nullptr;  // decode_attention_workspace_bytes(), 0 before its first use
   float* out = nullptr;       // [heads * head_dim]
 };

@@ -13,8 +13,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Does not let the next kernel begin: attention reads positions and tables without waiting for its
+// predecessor.
 __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
-  allow_next_kernel();
   wait_for_previous_kernel();
   const int token = blockIdx.x;
   if (token < b.tokens) {
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
     for (int i = threadIdx.x; i < b.layers; i += kThreads) b.times[i] = {};
   }
   if (threadIdx.x == 0) *b.error = *b.late = 0;
+  __threadfence();
 }
 
 __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {

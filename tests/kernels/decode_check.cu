@@ -638,9 +638,9 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
 // Attention of one token against double precision: a few steps, so that the cache fills, over shuffled
 // blocks.
 void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool rope, bool interleaved,
-                     int first_position) {
+                     int first_position, int64_t context) {
   constexpr int block = 16;
-  const int64_t context = 1024, kept = window == 0 ? context : window;
+  const int64_t kept = window == 0 ? context : window;
   std::vector<int> table(kept / block);
   for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int>(i);
   std::shuffle(table.begin(), table.end(), engine);
@@ -741,11 +741,13 @@ void time_attention(int heads, int64_t context) {
 }
 
 void check_all() {
-  check_attention(40, 8, 128, 0, true, true, 0);
-  check_attention(32, 8, 128, 0, true, false, 500);
-  check_attention(8, 8, 64, 0, false, false, 62);
-  check_attention(8, 2, 64, 64, true, true, 126);
-  check_attention(16, 2, 128, 0, false, false, 1000);
+  for (const int64_t context : {kFewKeys, 4 * kFewKeys}) {
+    check_attention(40, 8, 128, 0, true, true, 0, context);
+    check_attention(32, 8, 128, 0, true, false, 500, context);
+    check_attention(8, 8, 64, 0, false, false, 62, context);
+    check_attention(8, 2, 64, 64, true, true, 126, context);
+    check_attention(16, 2, 128, 0, false, false, static_cast<int>(context) - 3, context);
+  }
   for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
     for (const bool with_norm : {false, true}) {
       check_linear(f, 7168, 5120, with_norm);
@@ -766,7 +768,7 @@ int main(int argc, char** argv) {
   time_layers("Scout", WeightFormat::int8, 5120, 7168, 5120, 8192, true);
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);
-  for (const int64_t context : {256, 2048, 8192}) {
+  for (const int64_t context : {256, 1024, 2048, 8192}) {
     time_attention(40, context);
     time_attention(32, context);
   }

@@ -86,6 +86,24 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("single tokens get the logits of eager decoding, too, where the kernels for few keys end") {
+  if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
+  const SmallCheckpoint checkpoint("mixtral", kDecodable);
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < 1030; ++i) ids.push_back((i * i * 7 + 3 * i + 1) % checkpoint.spec.vocab);
+  Config config = checkpoint.config(DType::bf16);
+  config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
+  config.memory.host_budget_bytes = uint64_t{512} << 20;
+  config.memory.context = 2048;
+  // Of the positions that are decoded one by one.
+  const auto logits = [&](DecodeMode decode) {
+    config.decode = decode;
+    const auto all = LoadedModel(config).mixed_logits(ids, 1018, 509);
+    return std::vector<float>(all.begin() + 1018 * checkpoint.spec.vocab, all.end());
+  };
+  CHECK(relative_error(logits(DecodeMode::graph), logits(DecodeMode::eager)) < 0.03);
+}
+
 TEST_CASE(
     "when the workers of a decode step have died, the step ends within a second with an error that says so") {
   if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
