@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
 
@@ -86,6 +87,8 @@ void QuantizedActivations::assign(SliceEncoding encoding, const float* x, int64_
 }
 
 void QuantizedActivations::resize(SliceEncoding encoding, int64_t tokens, int64_t columns) {
+  static std::atomic<uint64_t> versions = 0;
+  version_ = ++versions;
   encoding_ = encoding;
   tokens_ = tokens;
   columns_ = columns;

@@ -28,6 +28,8 @@ class QuantizedActivations {
   void resize(SliceEncoding encoding, int64_t tokens, int64_t columns);
   void assign_row(int64_t token, const float* x);
 
+  // Another one after each resize() or assign() of any object.
+  uint64_t version() const { return version_; }
   SliceEncoding encoding() const { return encoding_; }
   int64_t tokens() const { return tokens_; }
   int64_t columns() const { return columns_; }
@@ -52,6 +54,7 @@ class QuantizedActivations {
   void correct_lanes(int64_t token);
   void interleave_pairs(int64_t token);
 
+  uint64_t version_ = 0;
   SliceEncoding encoding_ = SliceEncoding::int8;
   int64_t tokens_ = 0;
   int64_t columns_ = 0;

@@ -2,7 +2,7 @@
 // Internal to runtime/quant; users call cpu_slice.h.
 //
 // One arithmetic for all paths and numbers of tokens, so that their results are equal bit for bit, except for
-// 8 tokens or more with AMX, below. A row's result is, in fp32,
+// more than kFewTokens with AMX, below. A row's result is, in fp32,
 //   int8: for each group g in order, for each of 16 lanes l:
 //         a[l] = fma(scale[g] * as[g], float(dot[g][l]), a[l])
 //   int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the second (an
@@ -11,9 +11,10 @@
 //   result = a tree over the lanes: l with l + 8, then l + 4, l + 2, l + 1
 // dot[g][l] is the exact integer sum of the products in lane l: bytes 4l to 4l + 3 of each 64 bytes of int8
 // values, or of each 64 nibbles of a pair as QuantizedActivations lays them out.
-// AMX sums a group whole, so that there are no lanes, and each group's minimum follows its dot product:
-//   for each group g in order: a = fma(scale[g] * as[g], float(dot[g]), a), and in int4
-//   a = fma(minimum[g], sums[g], a)
+// AMX sums a group whole, so that there are no lanes, and each group's minimum comes before its dot product:
+//   for each group g in order, in int4: a = fma(minimum[g], sums[g], a);
+//   a = fma(scale[g] * as[g], float(dot[g]), a)
+// It takes blocks of kRowBlock rows, counted from the first; rows that are left over are as without it.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,8 @@
 namespace lighter::cpu_kernels {
 
 inline constexpr int64_t kRowBlock = 16;
+// Up to so many tokens any number of rows is multiplied about equally fast, beyond them blocks of kRowBlock are.
+inline constexpr int64_t kFewTokens = 4;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
@@ -60,7 +63,7 @@ using RowsKernel = void (*)(const Matrix& matrix, const Tokens& x, int64_t first
 struct Kernels {
   RowsKernel int8 = nullptr;
   RowsKernel int4 = nullptr;
-  // Rows that are read side by side for up to 1, 7 and 16 tokens, in int8 and in int4. Weights are asked for row
+  // Rows that are read side by side for 1, up to 4 and up to 16 tokens, in int8 and in int4. Weights are asked for row
   // after row, so those beside the first belong to the distance.
   int64_t rows_at_once[2][3] = {{1, 1, 1}, {1, 1, 1}};
 };
@@ -69,7 +72,7 @@ struct Kernels {
 inline int64_t prefetch_distance(const Kernels& kernels, SliceEncoding encoding, int64_t tokens, int64_t row_bytes,
                                  int64_t beyond = kPrefetchBytes) {
   const auto& rows = kernels.rows_at_once[encoding == SliceEncoding::int4 ? 1 : 0];
-  return beyond + (rows[tokens <= 1 ? 0 : tokens < 8 ? 1 : 2] - 1) * row_bytes;
+  return beyond + (rows[tokens <= 1 ? 0 : tokens <= kFewTokens ? 1 : 2] - 1) * row_bytes;
 }
 
 Kernels scalar_kernels();

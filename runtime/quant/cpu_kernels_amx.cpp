@@ -1,6 +1,8 @@
-// 8 to 16 tokens with AMX: a tile of weights is 16 rows as they lie, one of activations 64 values of 16
-// tokens, so that an instruction multiplies 16 rows by 16 tokens. Fewer tokens go to AVX-512. Functions carry
-// their target, so that this file needs no flags.
+// Several tokens, up to 16, with AMX: a tile of weights is 16 rows as they lie, one of activations 64 values of
+// each token, so that an instruction multiplies 16 rows by all tokens. Products go through memory, since a tile
+// has no other way to a vector; a load waits until the store before it has left the processor's store buffer, so
+// each step's products are used a step later. One token, or very few, go to AVX-512. Functions carry their
+// target, so that this file needs no flags.
 #if defined(__x86_64__)
 // g++ 12 takes its own intrinsics' "undefined" operands for mistakes (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -10,6 +12,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <memory>
 
 #include "runtime/quant/cpu_kernels.h"
 
@@ -20,40 +24,50 @@
 namespace lighter::cpu_kernels {
 namespace {
 
-constexpr int64_t kLeastTokens = 8;
 constexpr int64_t kTokens = 16;
 constexpr int64_t kTileBytes = 1024;
 
-// As the processor reads it. Tiles 0 and 1: dot products; 2 and 3: weights; 4 and 5: activations.
+constexpr int kBlocks = 2;  // of 16 rows, side by side
+
+// As the processor reads it. Tiles 0 and 1: dot products, of a block each; 4 and 5: activations; 6 and 7: weights.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 static_assert(sizeof(TileConfig) == 64);
 
-LIGHTER_AMX void configure(int64_t rows) {
+LIGHTER_AMX void configure(int64_t columns) {
   TileConfig config;
-  for (int tile = 0; tile < 4; ++tile) config.rows[tile] = static_cast<uint8_t>(rows);
-  config.rows[4] = config.rows[5] = 16;
+  for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = static_cast<uint16_t>(tile < 6 ? 4 * columns : 64);
   LIGHTER_STORES_DONE;
   _tile_loadconfig(&config);
 }
 
-// The tokens' activations as tiles, of each 64 values one: [16 of 4 values][16 tokens][4]; missing tokens are
-// zeros. Their factors: [groups][16 tokens].
+// The tokens' activations as tiles, of each 64 values one: [16 of 4 values][columns][4]; columns: the tokens, and
+// zeros up to a multiple of 4. Their factors: [groups][16 tokens], beyond the tokens zeros.
 struct TileTokens {
   alignas(64) int8_t tiles[kMaxPackedColumns * kTokens];
   alignas(64) float scales[kMaxGroups4 * kTokens];
   alignas(64) float sums[kMaxGroups4 * kTokens];  // int4: scaled
+  int64_t columns = 0;
+
+  // What it was made of.
+  uint64_t version = 0;
+  int64_t count = 0;
+  std::array<int64_t, kTokens> numbers;
+
+  int64_t tile_bytes() const { return 64 * columns; }
 };
 
 template <bool int8>
 LIGHTER_AMX void pack(const Tokens& x, TileTokens& to) {
   const int64_t groups = x.rows.groups();
+  to.columns = (x.count + 3) / 4 * 4;
   const auto there = static_cast<__mmask16>((1u << x.count) - 1);
+  const auto stored = static_cast<__mmask16>((1u << to.columns) - 1);
   alignas(64) int32_t rows[16] = {};  // distances from the first token
   const int8_t* first = x.rows.values(x[0]);
   for (int64_t t = 0; t < x.count; ++t) rows[t] = static_cast<int32_t>(x.rows.values(x[t]) - first);
@@ -61,11 +75,11 @@ LIGHTER_AMX void pack(const Tokens& x, TileTokens& to) {
   const int64_t tiles = x.rows.columns() / 64;
   int8_t* tile = to.tiles;
   for (int64_t i = 0; i < tiles; ++i) {
-    for (int64_t four = 0; four < 16; ++four, tile += 64) {
+    for (int64_t four = 0; four < 16; ++four, tile += 4 * to.columns) {
       // int4: a group's halves lie 64 bytes apart, see QuantizedActivations.
       const int64_t at = int8 ? i * 64 + four * 4 : i / 2 * 128 + four / 8 * 64 + i % 2 * 32 + four % 8 * 4;
-      _mm512_store_si512(tile,
-                         _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, index, first + at, 1));
+      _mm512_mask_storeu_epi32(
+          tile, stored, _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, index, first + at, 1));
     }
   }
   for (int64_t t = 0; t < kTokens; ++t) {
@@ -76,7 +90,24 @@ LIGHTER_AMX void pack(const Tokens& x, TileTokens& to) {
   }
 }
 
-// `rows` rows of fp16 as fp32, [16, groups]; missing rows are zeros.
+// This thread's newest, since many calls in a row multiply the same tokens.
+template <bool int8>
+const TileTokens& packed(const Tokens& x) {
+  static thread_local std::unique_ptr<TileTokens> newest;
+  if (newest == nullptr) newest = std::make_unique<TileTokens>();
+  std::array<int64_t, kTokens> numbers{};
+  for (int64_t t = 0; t < x.count; ++t) numbers[static_cast<size_t>(t)] = x[t];
+  if (newest->version != x.rows.version() || newest->count != x.count || newest->numbers != numbers) {
+    newest->version = 0;
+    pack<int8>(x, *newest);
+    newest->version = x.rows.version();
+    newest->count = x.count;
+    newest->numbers = numbers;
+  }
+  return *newest;
+}
+
+// Rows of fp16 as fp32, [rows, groups].
 LIGHTER_AMX void widen(const uint16_t* from, int64_t row_groups, int64_t rows, int64_t groups, float* to) {
   for (int64_t row = 0; row < rows; ++row, from += row_groups, to += groups) {
     for (int64_t g = 0; g < groups; g += 16) {
@@ -84,154 +115,241 @@ LIGHTER_AMX void widen(const uint16_t* from, int64_t row_groups, int64_t rows, i
       _mm512_mask_storeu_ps(to + g, there, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, from + g)));
     }
   }
-  std::fill_n(to, (kRowBlock - rows) * groups, 0.0f);
-}
-
-// sums[row] += a group's dot products [16 rows][16 tokens], scaled.
-LIGHTER_AMX inline void add_group(const int32_t* dots, const float* weight_scales, int64_t groups,
-                                  __m512 token_scales, __m512 (&sums)[kRowBlock]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kRowBlock; ++r) {
-    const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(weight_scales[r * groups]), token_scales);
-    sums[r] = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(_mm512_load_si512(dots + r * kTokens)), sums[r]);
-  }
 }
 
 LIGHTER_AMX inline void prefetch_lines(const uint8_t* from, int64_t lines) {
-  for (int64_t i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T0);
+  for (int64_t i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T1);
 }
 
-// `rows` rows; results: [16 rows][16 tokens].
-LIGHTER_AMX void block_int8(const Matrix& matrix, int64_t row, int64_t rows, int64_t groups,
-                            const TileTokens& x, float* results, PrefetchStream& ahead) {
-  const uint8_t* w = matrix.values + row * matrix.row_bytes;
-  float scales[kRowBlock * kMaxGroups8];
-  widen(matrix.scales + row * matrix.row_groups, matrix.row_groups, rows, groups, scales);
-  alignas(64) int32_t dots[2][kRowBlock * kTokens] = {};
-  __m512 sums[kRowBlock];
+// What blocks of rows are multiplied with, as fp32: [rows, groups]. And their products with all tokens: integers of
+// one step and the one before it, and the sums of all.
+template <int blocks, int64_t most_groups, int groups_of_step>
+struct BlockRoom {
+  static constexpr int kRows = blocks * kRowBlock;
+  alignas(64) int32_t dots[2][groups_of_step][kRows][kTokens] = {};
+  alignas(64) float sums[kRows][kTokens] = {};
+  float scales[kRows * most_groups];
+};
+
+// LIGHTER_TILE(block) for each block: tiles have numbers that are known when this is compiled.
+#define LIGHTER_FOR_BLOCKS \
+  LIGHTER_TILE(0);         \
+  if constexpr (blocks > 1) { LIGHTER_TILE(1); }
+
+template <int blocks>
+struct Int8Blocks {
+  using Room = BlockRoom<blocks, kMaxGroups8, 1>;
+
+  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x, Room& room,
+                              PrefetchStream& ahead) {
+    const uint8_t* const w = matrix.values + row * matrix.row_bytes;
+    const int64_t stride = matrix.row_bytes, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
+    widen(matrix.scales + row * matrix.row_groups, matrix.row_groups, Room::kRows, groups, room.scales);
+    for (int64_t g = 0; g < groups; ++g) {
+      int64_t one = 1;
+      constexpr int64_t lines = 2 * Room::kRows;
+      prefetch_lines(ahead.take_steps(lines, one, w + g * 128), lines);
+      const int8_t* const tile = x.tiles + 2 * g * tile_bytes;
+      const uint8_t* const from = w + g * 128;
+      auto* const dots = room.dots[g % 2][0];
+      _tile_loadd(4, tile, x_stride);
+      _tile_loadd(5, tile + tile_bytes, x_stride);
+#define LIGHTER_TILE(block)                                    \
+  _tile_zero(block);                                           \
+  _tile_loadd(6, from + (block) * kRowBlock * stride, stride); \
+  _tile_dpbssd(block, 6, 4)
+      LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+#define LIGHTER_TILE(block)                                         \
+  _tile_loadd(7, from + (block) * kRowBlock * stride + 64, stride); \
+  _tile_dpbssd(block, 7, 5)
+      LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+#define LIGHTER_TILE(block) _tile_stored(block, dots[(block) * kRowBlock], 64)
+      LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+      if (g > 0) add(room, x, groups, g - 1);
+    }
+    add(room, x, groups, groups - 1);
+  }
+
+  LIGHTER_AMX static inline void add(Room& room, const TileTokens& x, int64_t groups, int64_t g) {
+    const __m512 token_scales = _mm512_load_ps(x.scales + g * kTokens);
+    const float* const scales = room.scales + g;
+    const auto* const dots = room.dots[g % 2][0];
 #pragma GCC unroll 16
-  for (auto& sum : sums) sum = _mm512_setzero_ps();
-  for (int64_t g = 0; g < groups;) {
-    int64_t steps = groups - g;
-    const uint8_t* next = ahead.take_steps(2 * rows, steps, w + g * 128);
-    for (const int64_t end = g + steps; g < end; ++g, next += 128 * rows) {
-      prefetch_lines(next, 2 * rows);
-      _tile_zero(0);
-      _tile_loadd(2, w + g * 128, matrix.row_bytes);
-      _tile_loadd(4, x.tiles + 2 * g * kTileBytes, 64);
-      _tile_dpbssd(0, 2, 4);
-      _tile_loadd(3, w + g * 128 + 64, matrix.row_bytes);
-      _tile_loadd(5, x.tiles + (2 * g + 1) * kTileBytes, 64);
-      _tile_dpbssd(0, 3, 5);
-      _tile_stored(0, dots[g % 2], 64);
-      add_group(dots[g % 2], scales + g, groups, _mm512_load_ps(x.scales + g * kTokens), sums);
+    for (int r = 0; r < Room::kRows; ++r) {
+      const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scales[r * groups]), token_scales);
+      const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(dots[r]));
+      _mm512_store_ps(room.sums[r], _mm512_fmadd_ps(factor, dot, _mm512_load_ps(room.sums[r])));
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRowBlock; ++r) _mm512_store_ps(results + r * kTokens, sums[r]);
-}
+};
 
 // The nibbles of two groups of each row as bytes, a group to a tile.
-LIGHTER_AMX inline void unpack(const uint8_t* from, int64_t row_bytes, int64_t rows, uint8_t* first,
-                               uint8_t* second) {
+template <int rows>
+LIGHTER_AMX inline void unpack(const uint8_t* from, int64_t row_bytes, uint8_t (&to)[2][rows * 64]) {
   const __m512i nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
   for (int64_t r = 0; r < rows; ++r) {
     const __m512i both = _mm512_loadu_si512(from + r * row_bytes);
     const __m512i low = _mm512_and_si512(both, nibble);
     const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-    _mm512_store_si512(first + r * 64, _mm512_shuffle_i64x2(low, high, 0x44));
-    _mm512_store_si512(second + r * 64, _mm512_shuffle_i64x2(low, high, 0xEE));
+    _mm512_store_si512(to[0] + r * 64, _mm512_shuffle_i64x2(low, high, 0x44));
+    _mm512_store_si512(to[1] + r * 64, _mm512_shuffle_i64x2(low, high, 0xEE));
   }
 }
 
-// What the rows of a block in int4 are multiplied with, as fp32: [16, groups].
-struct RowFactors {
-  float scales[kRowBlock * kMaxGroups4];
-  float minimums[kRowBlock * kMaxGroups4];
+// A step has a pair of groups.
+template <int blocks>
+struct Int4Blocks {
+  struct Room : BlockRoom<blocks, kMaxGroups4, 2> {
+    float minimums[blocks * kRowBlock * kMaxGroups4];
+    alignas(64) uint8_t weights[2][2][blocks * kTileBytes];  // of a step and the next
+  };
+
+  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x, Room& room,
+                              PrefetchStream& ahead) {
+    const uint8_t* const w = matrix.values + row * matrix.row_bytes;
+    const int64_t halves = row * matrix.row_groups, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
+    widen(matrix.scales + halves, matrix.row_groups, Room::kRows, groups, room.scales);
+    widen(matrix.minimums + halves, matrix.row_groups, Room::kRows, groups, room.minimums);
+    const int64_t pairs = (groups + 1) / 2;
+    unpack<Room::kRows>(w, matrix.row_bytes, room.weights[0]);
+    for (int64_t p = 0; p < pairs; ++p) {
+      int64_t one = 1;
+      prefetch_lines(ahead.take_steps(Room::kRows, one, w + p * 64), Room::kRows);
+      if (p + 1 < pairs) unpack<Room::kRows>(w + (p + 1) * 64, matrix.row_bytes, room.weights[(p + 1) % 2]);
+      LIGHTER_STORES_DONE;
+      const int8_t* const tile = x.tiles + 2 * p * tile_bytes;
+      const uint8_t *const first = room.weights[p % 2][0], *const second = room.weights[p % 2][1];
+      auto& dots = room.dots[p % 2];
+      _tile_loadd(4, tile, x_stride);
+#define LIGHTER_TILE(block)                         \
+  _tile_zero(block);                                \
+  _tile_loadd(6, first + (block) * kTileBytes, 64); \
+  _tile_dpbusd(block, 6, 4)
+      LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+#define LIGHTER_TILE(block) _tile_stored(block, dots[0][(block) * kRowBlock], 64)
+      LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+      if (2 * p + 1 < groups) {
+        _tile_loadd(5, tile + tile_bytes, x_stride);
+#define LIGHTER_TILE(block)                          \
+  _tile_zero(block);                                 \
+  _tile_loadd(7, second + (block) * kTileBytes, 64); \
+  _tile_dpbusd(block, 7, 5)
+        LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+#define LIGHTER_TILE(block) _tile_stored(block, dots[1][(block) * kRowBlock], 64)
+        LIGHTER_FOR_BLOCKS
+#undef LIGHTER_TILE
+      }
+      if (p > 0) add_pair(room, x, groups, p - 1);
+    }
+    add_pair(room, x, groups, pairs - 1);
+  }
+
+  LIGHTER_AMX static inline void add_pair(Room& room, const TileTokens& x, int64_t groups, int64_t p) {
+    for (int64_t g = 2 * p; g < std::min(groups, 2 * p + 2); ++g) {
+      const __m512 token_scales = _mm512_load_ps(x.scales + g * kTokens),
+                   scaled_sums = _mm512_load_ps(x.sums + g * kTokens);
+      const float *const scales = room.scales + g, *const minimums = room.minimums + g;
+      const auto* const dots = room.dots[p % 2][g % 2];
+#pragma GCC unroll 16
+      for (int r = 0; r < Room::kRows; ++r) {
+        const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scales[r * groups]), token_scales);
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(dots[r]));
+        const __m512 least = _mm512_fmadd_ps(_mm512_set1_ps(minimums[r * groups]), scaled_sums,
+                                             _mm512_load_ps(room.sums[r]));
+        _mm512_store_ps(room.sums[r], _mm512_fmadd_ps(factor, dot, least));
+      }
+    }
+  }
 };
+#undef LIGHTER_FOR_BLOCKS
 
-// sums += a pair of groups of `rows` rows, or the first of the pair only.
-template <int count>
-LIGHTER_AMX inline void add_pair(const uint8_t* from, int64_t row_bytes, int64_t rows, int64_t pair,
-                                 const TileTokens& x, const RowFactors& factors, int64_t groups,
-                                 __m512 (&sums)[kRowBlock]) {
-  alignas(64) uint8_t weights[2][kTileBytes];
-  alignas(64) int32_t dots[2][kRowBlock * kTokens];
-  unpack(from, row_bytes, rows, weights[0], weights[1]);
-  LIGHTER_STORES_DONE;
-  _tile_zero(0);
-  _tile_loadd(2, weights[0], 64);
-  _tile_loadd(4, x.tiles + 2 * pair * kTileBytes, 64);
-  _tile_dpbusd(0, 2, 4);
-  _tile_stored(0, dots[0], 64);
-  if constexpr (count == 2) {
-    _tile_zero(1);
-    _tile_loadd(3, weights[1], 64);
-    _tile_loadd(5, x.tiles + (2 * pair + 1) * kTileBytes, 64);
-    _tile_dpbusd(1, 3, 5);
-    _tile_stored(1, dots[1], 64);
+LIGHTER_AMX inline void transpose(__m512 (&rows)[16]) {
+  __m512 twos[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    twos[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    twos[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
   }
-#pragma GCC unroll 2
-  for (int i = 0; i < count; ++i) {
-    const int64_t g = 2 * pair + i;
-    add_group(dots[i], factors.scales + g, groups, _mm512_load_ps(x.scales + g * kTokens), sums);
-    const __m512 scaled_sums = _mm512_load_ps(x.sums + g * kTokens);
+  __m512 fours[16];  // quarter q of fours[4i + j]: column 4q + j of the rows 4i to 4i + 3
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const auto pair = [&](int at) LIGHTER_AMX { return _mm512_castps_pd(twos[i + at]); };
+    fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(pair(0), pair(2)));
+    fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pair(0), pair(2)));
+    fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pair(1), pair(3)));
+    fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pair(1), pair(3)));
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even_above = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x88),
+                 odd_above = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xDD),
+                 even_below = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x88),
+                 odd_below = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0xDD);
+    rows[j] = _mm512_shuffle_f32x4(even_above, even_below, 0x88);
+    rows[4 + j] = _mm512_shuffle_f32x4(odd_above, odd_below, 0x88);
+    rows[8 + j] = _mm512_shuffle_f32x4(even_above, even_below, 0xDD);
+    rows[12 + j] = _mm512_shuffle_f32x4(odd_above, odd_below, 0xDD);
+  }
+}
+
+template <typename Blocks>
+LIGHTER_AMX void run_blocks(const Matrix& matrix, int64_t row, const Tokens& x, const TileTokens& tokens,
+                            float* result, int64_t stride, PrefetchStream& ahead) {
+  typename Blocks::Room room;
+  Blocks::run(matrix, row, x.rows.groups(), tokens, room, ahead);
+  for (int r = 0; r < Blocks::Room::kRows; r += kRowBlock) {
+    __m512 sums[16];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowBlock; ++r) {
-      sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(factors.minimums[r * groups + g]), scaled_sums, sums[r]);
+    for (int i = 0; i < 16; ++i) sums[i] = _mm512_load_ps(room.sums[r + i]);
+    transpose(sums);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      if (t < x.count) _mm512_storeu_ps(result + t * stride + r, sums[t]);
     }
   }
 }
 
-LIGHTER_AMX void block_int4(const Matrix& matrix, int64_t row, int64_t rows, int64_t groups,
-                            const TileTokens& x, float* results, PrefetchStream& ahead) {
-  const uint8_t* w = matrix.values + row * matrix.row_bytes;
-  const int64_t halves = row * matrix.row_groups;
-  RowFactors factors;
-  widen(matrix.scales + halves, matrix.row_groups, rows, groups, factors.scales);
-  widen(matrix.minimums + halves, matrix.row_groups, rows, groups, factors.minimums);
-  __m512 sums[kRowBlock];
-#pragma GCC unroll 16
-  for (auto& sum : sums) sum = _mm512_setzero_ps();
-  const int64_t pairs = groups / 2;
-  for (int64_t p = 0; p < pairs;) {
-    int64_t steps = pairs - p;
-    const uint8_t* next = ahead.take_steps(rows, steps, w + p * 64);
-    for (const int64_t end = p + steps; p < end; ++p, next += 64 * rows) {
-      prefetch_lines(next, rows);
-      add_pair<2>(w + p * 64, matrix.row_bytes, rows, p, x, factors, groups, sums);
+template <template <int> typename Blocks>
+LIGHTER_AMX void multiply(const Matrix& matrix, const Tokens& x, const TileTokens& tokens, int64_t first_row,
+                          int64_t count, float* result, int64_t stride, PrefetchStream& ahead) {
+  configure(tokens.columns);
+  for (int64_t r = 0; r < count;) {
+    const int64_t blocks = count - r >= kBlocks * kRowBlock ? kBlocks : 1;
+    const auto run = [&]<int number>() LIGHTER_AMX {
+      run_blocks<Blocks<number>>(matrix, first_row + r, x, tokens, result + r, stride, ahead);
+    };
+    if (blocks == kBlocks) {
+      run.template operator()<kBlocks>();
+    } else {
+      run.template operator()<1>();
     }
+    r += blocks * kRowBlock;
   }
-  if (groups % 2 != 0) {
-    ahead.ask_bytes(64 * rows);
-    add_pair<1>(w + pairs * 64, matrix.row_bytes, rows, pairs, x, factors, groups, sums);
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRowBlock; ++r) _mm512_store_ps(results + r * kTokens, sums[r]);
+  _tile_release();
 }
 
 template <bool int8>
 LIGHTER_AMX void rows(const Matrix& matrix, const Tokens& x, int64_t first_row, int64_t count, float* result,
                       int64_t stride, PrefetchStream& ahead) {
-  if (x.count < kLeastTokens) {
-    const Kernels few = avx512_kernels();
-    return (int8 ? few.int8 : few.int4)(matrix, x, first_row, count, result, stride, ahead);
-  }
-  TileTokens tokens;
-  pack<int8>(x, tokens);
-  const int64_t groups = x.rows.groups();
-  int64_t configured = 0;
-  for (int64_t r = 0; r < count; r += kRowBlock) {
-    const int64_t here = std::min(kRowBlock, count - r);
-    if (here != configured) configure(here);
-    configured = here;
-    alignas(64) float results[kRowBlock * kTokens];
-    (int8 ? block_int8 : block_int4)(matrix, first_row + r, here, groups, tokens, results, ahead);
-    for (int64_t t = 0; t < x.count; ++t) {
-      for (int64_t i = 0; i < here; ++i) result[t * stride + r + i] = results[i * kTokens + t];
+  const int64_t blocks = x.count <= kFewTokens ? 0 : count / kRowBlock * kRowBlock;
+  if (blocks > 0) {
+    const TileTokens& tokens = packed<int8>(x);
+    if constexpr (int8) {
+      multiply<Int8Blocks>(matrix, x, tokens, first_row, blocks, result, stride, ahead);
+    } else {
+      multiply<Int4Blocks>(matrix, x, tokens, first_row, blocks, result, stride, ahead);
     }
   }
-  _tile_release();
+  if (blocks == count) return;
+  const Kernels few = avx512_kernels();
+  (int8 ? few.int8 : few.int4)(matrix, x, first_row + blocks, count - blocks, result + blocks, stride, ahead);
 }
 
 }  // namespace
@@ -246,7 +364,7 @@ bool amx_permitted() {
 Kernels amx_kernels() {
   const Kernels few = avx512_kernels();
   const auto& [int8, int4] = few.rows_at_once;
-  return {rows<true>, rows<false>, {{int8[0], int8[1], kRowBlock}, {int4[0], int4[1], kRowBlock}}};
+  return {rows<true>, rows<false>, {{int8[0], int8[1], kBlocks * kRowBlock}, {int4[0], int4[1], kBlocks * kRowBlock}}};
 }
 
 }  // namespace lighter::cpu_kernels

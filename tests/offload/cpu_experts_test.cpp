@@ -260,7 +260,7 @@ TEST_CASE("all CPU paths give the same bits for ranges of columns and any rows")
   for (const auto encoding : kEncodings) {
     const int64_t group = group_size(encoding);
     const RandomSlice slice(encoding, kHidden, kWidth, seed += 100);
-    for (const int64_t tokens : {1, 3, 6}) {
+    for (const int64_t tokens : {1, 3, 4}) {
       const auto x = normal(tokens * kHidden, 1, seed + 1);
       for (const SliceColumns columns : {SliceColumns{group, 2 * group}, {group, kWidth}, {0, 3 * group}}) {
         std::vector<Values> results;
@@ -270,9 +270,9 @@ TEST_CASE("all CPU paths give the same bits for ranges of columns and any rows")
           PrefetchStream ahead;
           QuantizedActivations input, hidden;
           kernel.quantize_input(x.data(), tokens, input);
-          const int32_t index[] = {5, 0, 4, 2, 1, 3};
+          const int32_t index[] = {3, 0, 2, 1};
           Values values(tokens * columns.count()), sums(tokens * kHidden, 0.5f);
-          const cpu_kernels::Tokens chosen{input, tokens == 6 ? index : nullptr, tokens};
+          const cpu_kernels::Tokens chosen{input, tokens == 4 ? index : nullptr, tokens};
           const int64_t cut = columns.begin + 23;  // in the midst of a block
           kernel.gate_up(bytes, chosen, columns.begin, cut, values.data(), columns.count(), ahead);
           kernel.gate_up(bytes, chosen, cut, columns.end, values.data() + 23, columns.count(), ahead);
