@@ -339,7 +339,7 @@ Rates SessionWorkbench::measure_rates(const Rates& given) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const bool cuda = cuda_index_ >= 0;
   constexpr uint64_t kDevice = offload::kCalibrationDeviceBytes;
-  const uint64_t host = offload::calibration_host_bytes(cuda);
+  const uint64_t host = offload::ceilings_host_bytes(cuda);
   const auto device = cuda ? make_cuda_device(cuda_index_, kDevice, host) : make_cpu_device(kDevice, host);
   return offload::measure_ceilings(*device, std::max(1, cuda ? cores - 1 : cores), given);
 }

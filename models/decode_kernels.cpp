@@ -111,6 +111,7 @@ class DecodeKernels {
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
     qkv.after_small = qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
+    qkv.late_next = true;
     // During attention memory has little to do.
     if (const PackedWeight* const packed = weights_.packed(WeightRole::o, layer)) {
       qkv.next = packed->data;

@@ -33,10 +33,10 @@ double best(const std::function<double()>& measure) {
 
 class Machinery {
  public:
-  Machinery(Device& device, int threads)
+  Machinery(Device& device, int threads, uint64_t host_bytes)
       : device_(device),
         threads_(threads),
-        host_(device.allocate_host(calibration_host_bytes(device.is_cuda()), "measuring rates")),
+        host_(device.allocate_host(host_bytes, "measuring rates")),
         arena_(device.allocate(kCopyBytes, "measuring rates")),
         stream_(device.new_copy_stream()),
         begin_(device.new_event()),
@@ -81,10 +81,10 @@ class Machinery {
     return best([&] { return timed([&] { return zero_copy_all(encoding); }); });
   }
 
-  double cpu_experts(CpuExperts& cpu, SliceEncoding encoding) {
+  double cpu_experts(CpuExperts& cpu, SliceEncoding encoding, int tokens) {
     const SliceField field(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
     const auto begin = Clock::now();
-    return cpu_experts_rate(cpu, field, [&] { return seconds_since(begin) < kSecondsEach; });
+    return cpu_experts_rate(cpu, field, tokens, [&] { return seconds_since(begin) < kSecondsEach; });
   }
 
   SharedRate beside_copies(CpuExperts& cpu, SliceEncoding encoding, double link_rate) {
@@ -151,7 +151,7 @@ class Machinery {
   SharedRate experts_beside(CpuExperts& cpu, SliceEncoding encoding, const Enqueue& enqueue,
                             double expected) {
     const SliceField field(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
-    return beside(enqueue, expected, [&](const auto& go_on) { return cpu_experts_rate(cpu, field, go_on); });
+    return beside(enqueue, expected, [&](const auto& go_on) { return cpu_experts_rate(cpu, field, 1, go_on); });
   }
 
   Device& device_;
@@ -168,7 +168,7 @@ class Machinery {
 
 Rates measure_ceilings(Device& device, int threads, const Rates& given) {
   Rates rates = given;
-  Machinery machine(device, threads);
+  Machinery machine(device, threads, ceilings_host_bytes(device.is_cuda()));
   if (!rates.cpu_read) rates.cpu_read = machine.host_read();
   if (!rates.link) rates.link = machine.link();
   if (!rates.both && device.is_cuda()) rates.both = machine.both();
@@ -176,7 +176,7 @@ Rates measure_ceilings(Device& device, int threads, const Rates& given) {
   return rates;
 }
 
-Calibration calibrate(Device& device, int threads,
+Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
                       const std::function<void(const std::string& what)>& begins) {
   constexpr SliceEncoding kPacked[] = {SliceEncoding::int8, SliceEncoding::int4};
   Calibration c = default_calibration(device.is_cuda());
@@ -185,7 +185,7 @@ Calibration calibrate(Device& device, int threads,
   c.threads = threads;
   c.date = utc_time("%Y-%m-%d");
   begins("host memory");
-  Machinery machine(device, threads);
+  Machinery machine(device, threads, host_bytes);
   c.host_read = machine.host_read();
   begins("copies to the device");
   c.link = machine.link();
@@ -193,7 +193,10 @@ Calibration calibrate(Device& device, int threads,
   CpuExpertsOptions options;
   options.threads = threads;
   CpuExperts cpu(options);
-  for (const auto encoding : kPacked) c.cpu_experts[encoding] = machine.cpu_experts(cpu, encoding);
+  for (const auto encoding : kPacked) {
+    c.cpu_experts[encoding] = machine.cpu_experts(cpu, encoding, 1);
+    c.cpu_experts_of_4[encoding] = machine.cpu_experts(cpu, encoding, 4);
+  }
   if (!device.is_cuda()) {
     c.device_read = c.host_read;
     for (const auto encoding : kPacked) c.kernels[encoding] = *c.cpu_experts[encoding];

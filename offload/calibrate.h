@@ -1,6 +1,7 @@
 // Measures a machine: what `lighter calibrate` writes and what bounds are computed from. Needs no libtorch.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
@@ -9,12 +10,17 @@
 
 namespace lighter::offload {
 
-// What both functions take of a device's budgets at most, for as long as they run.
+// What both functions take of a device's budget at most, for as long as they run, and of the host's.
 inline constexpr uint64_t kCalibrationDeviceBytes = (uint64_t{1} << 30) + (uint64_t{256} << 20);
 // The CPU reads half of it over and over, so that must be far more than its last-level cache: 300 MB on the hosts of
 // large GPUs.
-constexpr uint64_t calibration_host_bytes(bool cuda) {
+constexpr uint64_t ceilings_host_bytes(bool cuda) {
   return uint64_t{cuda ? 4u : 1u} << 30;
+}
+// Of a host budget. A large store can be slower to read than a small one, where a machine's memory is not all alike.
+constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget) {
+  constexpr uint64_t most = uint64_t{32} << 30;
+  return cuda ? std::clamp(host_budget / 2, ceilings_host_bytes(cuda), most) : ceilings_host_bytes(cuda);
 }
 
 // Fills what `given` leaves open, in a few seconds. On the CPU, device memory is host memory and nothing
@@ -22,9 +28,9 @@ constexpr uint64_t calibration_host_bytes(bool cuda) {
 Rates measure_ceilings(Device& device, int threads, const Rates& given);
 
 // Everything but dense kernels on the CPU, tensor_tflops, kv_read and the fixed costs, which stay those of
-// default_calibration(). Takes about ten seconds. threads: of the CPU's experts. begins: told what
-// is measured next. Throws as above, and what begins throws.
-Calibration calibrate(Device& device, int threads,
+// default_calibration(). Takes about twenty seconds. threads: of the CPU's experts. host_bytes: to read. begins: told
+// what is measured next. Throws as above, and what begins throws.
+Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
                       const std::function<void(const std::string& what)>& begins);
 
 }  // namespace lighter::offload

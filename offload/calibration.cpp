@@ -36,6 +36,7 @@ void visit_fields(Fields& c, Visit& visit) {
   visit("zero_copy", c.zero_copy);
   visit("kernels", c.kernels);
   visit("cpu_experts", c.cpu_experts);
+  visit("cpu_experts_of_4", c.cpu_experts_of_4);
   visit("beside_copies", c.beside_copies);
   visit("beside_zero_copy", c.beside_zero_copy);
   visit("kv_read", c.kv_read);
@@ -188,6 +189,7 @@ Calibration default_calibration(bool cuda) {
     c.link = 4;
     c.kernels.figures = {7, 7, 6};
     c.cpu_experts.figures = {std::nullopt, 7, 6};
+    c.cpu_experts_of_4.figures = {std::nullopt, 5, 4};
     c.kv_read = 2;
     c.tensor_tflops = 0.05;
     c.graph = c.eager = {500, 500, 200, 50, 200};
@@ -205,6 +207,7 @@ Calibration default_calibration(bool cuda) {
   c.zero_copy = 49.9;
   c.kernels.figures = {2900, 2800, 2550};
   c.cpu_experts.figures = {std::nullopt, 112, 97};
+  c.cpu_experts_of_4.figures = {std::nullopt, 95, 61};
   c.beside_copies.figures = {std::nullopt, SharedRate{93, 47}, SharedRate{83, 47}};
   c.beside_zero_copy.figures = {std::nullopt, SharedRate{95, 46}, SharedRate{85, 46}};
   c.kv_read = 645;

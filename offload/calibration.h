@@ -43,7 +43,7 @@ struct FixedCosts {
 };
 
 struct Calibration {
-  static constexpr int kVersion = 2;  // of the figures' meaning; another version's file is not used
+  static constexpr int kVersion = 3;  // of the figures' meaning; another version's file is not used
 
   // The machine.
   std::string device, cpu;
@@ -58,7 +58,8 @@ struct Calibration {
   std::optional<double> zero_copy;  // a kernel of the device that reads weights in host memory
   ByFormat<double> kernels;         // the device's kernels for one token
   ByFormat<std::optional<double>> cpu_experts;           // the CPU's experts alone
-  ByFormat<std::optional<SharedRate>> beside_copies;     // and while copies run
+  ByFormat<std::optional<double>> cpu_experts_of_4;      // for four tokens of an expert, not one
+  ByFormat<std::optional<SharedRate>> beside_copies;     // one token, and while copies run
   ByFormat<std::optional<SharedRate>> beside_zero_copy;  // and while such a kernel runs
   double kv_read = 0;        // keys and values of one sequence, by the attention of a decode step
   double tensor_tflops = 0;  // large matrix products

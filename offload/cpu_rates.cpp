@@ -84,20 +84,21 @@ SliceField::SliceField(std::byte* memory, uint64_t bytes, SliceEncoding encoding
   }
 }
 
-double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, const std::function<bool()>& go_on) {
+double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens, const std::function<bool()>& go_on) {
   // As many as a few layers miss at a time, so that waking the workers counts for little.
   const uint64_t batch = std::min<uint64_t>(64, field.slices());
-  const std::vector<float> x(static_cast<size_t>(field.kernel().layout().hidden), 0.5f);
+  const std::vector<float> x(static_cast<size_t>(tokens * field.kernel().layout().hidden), 0.5f);
   std::vector<float> result(x.size());
-  const TokenUse use{0, 0.5f, 1};
+  std::vector<TokenUse> uses;
+  for (int token = 0; token < tokens; ++token) uses.push_back({token, 0.5f, 1});
   const SliceColumns all{0, field.kernel().layout().width};
   CpuJobs jobs;
   double bytes = 0;
   const auto run = [&](uint64_t first) {
     jobs.clear(field.kernel());
-    const int expert = jobs.add_expert({&use, 1});
+    const int expert = jobs.add_expert(uses);
     for (uint64_t i = 0; i < batch; ++i) jobs.add_job(expert, field.slice(first + i), all);
-    cpu.run(jobs, x.data(), 1, result.data());
+    cpu.run(jobs, x.data(), tokens, result.data());
   };
   run(0);  // the first one wakes the workers and takes memory
   const auto begin = Clock::now();

@@ -33,7 +33,7 @@ class SliceField {
   uint64_t stride_, count_;
 };
 
-// GB/s of weights: batches of slices for one token each, one after the other, while go_on() says so.
-double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, const std::function<bool()>& go_on);
+// GB/s of weights: batches of slices for so many tokens each, one after the other, while go_on() says so.
+double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens, const std::function<bool()>& go_on);
 
 }  // namespace lighter::offload

@@ -13,9 +13,10 @@ constexpr double kFewTokens = 16;      // that the kernels for single tokens ser
 constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: layers begin and end
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
-// How much longer the CPU takes for each further token of an expert: bench/results/h100-cpu-experts.txt.
-double cpu_cost_of_a_token(SliceEncoding format) {
-  return format == SliceEncoding::int4 ? 0.2 : 0.06;
+// How much longer the CPU takes for each further token of an expert.
+double cpu_cost_of_a_token(SliceEncoding format, const Calibration& c) {
+  const auto one = c.cpu_experts[format], four = c.cpu_experts_of_4[format];
+  return one && four ? std::max(0.0, *one / *four - 1) / 3 : 0;
 }
 
 double weights_of(const SpeedShape& shape, SliceEncoding format, double bytes) {
@@ -135,7 +136,7 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
     const bool copies = !load.graph || per_expert > kFewTokens;
     auto rates = rates_of(mode, shape.expert_format, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
-    rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format) * (std::max(1.0, per_expert) - 1);
+    rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
     const double both = rates->cpu + rates->device;
     const double cpu_bytes = missed * rates->cpu / both;
     if (rates->cpu > 0) speed.cpu_s = cpu_bytes / (rates->cpu * kGb);

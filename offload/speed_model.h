@@ -14,7 +14,7 @@
 //   missed  = the other share of their bytes, by the mode:
 //     fetch      bytes / link, or 0.95 of it in a graph
 //     zero_copy  bytes / zero_copy
-//     cpu        bytes / cpu_experts[format], 6 % (int8) or 20 % (int4) longer for each further token of an expert
+//     cpu        bytes / cpu_experts[format], for each further token of an expert longer by a third of what four take longer
 //     split      bytes / (cpu + device), the rates of both beside each other; both end together
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.

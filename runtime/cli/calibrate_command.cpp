@@ -32,6 +32,8 @@ void print_table(const offload::Calibration& c) {
   row("linear layer, one token, int4", c.kernels[SliceEncoding::int4]);
   row("the CPU's experts, int8", c.cpu_experts[SliceEncoding::int8]);
   row("the CPU's experts, int4", c.cpu_experts[SliceEncoding::int4]);
+  row("the CPU's experts, int8, 4 tokens of each", c.cpu_experts_of_4[SliceEncoding::int8]);
+  row("the CPU's experts, int4, 4 tokens of each", c.cpu_experts_of_4[SliceEncoding::int4]);
   shared("the CPU's experts + copies, int8", c.beside_copies[SliceEncoding::int8]);
   shared("the CPU's experts + copies, int4", c.beside_copies[SliceEncoding::int4]);
   shared("the CPU's experts + that kernel, int8", c.beside_zero_copy[SliceEncoding::int8]);
@@ -50,7 +52,7 @@ int calibrate_command(const CalibrateOptions& options) {
   const int threads = prepare(config).threads;
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   constexpr uint64_t kDevice = std::max(offload::kCalibrationDeviceBytes, kTorchRatesBytes);
-  const uint64_t host = offload::calibration_host_bytes(cuda);
+  const uint64_t host = offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes);
   const auto device =
       cuda ? make_cuda_device(config.device.index, kDevice, host) : make_cpu_device(kDevice, host);
   const std::filesystem::path file =
@@ -60,7 +62,7 @@ int calibrate_command(const CalibrateOptions& options) {
     if (interrupted()) throw Interrupted();
     std::fprintf(stderr, "measuring: %s\n", what.c_str());
   };
-  offload::Calibration calibration = offload::calibrate(*device, threads, begins);
+  offload::Calibration calibration = offload::calibrate(*device, threads, host, begins);
   begins("matrix products");
   const TorchRates torch = measure_torch_rates(*device, config.model.dtype, threads);
   calibration.tensor_tflops = torch.tensor_tflops;

@@ -524,7 +524,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
       l.next = at + bytes_of(static_cast<double>(hidden) * qkv);
       l.next_bytes = std::min<int64_t>(bytes_of(static_cast<double>(hidden) * o_columns), 8 << 20);
     }
-    l.after_small = l.late_next = add && (parts & 16);
+    l.after_small = add && (parts & 16);
+    l.late_next = parts & 16;
     decode_linear(l, stream);
   };
   for (int i = 0; i < layers && moe; ++i) {

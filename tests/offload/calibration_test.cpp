@@ -102,7 +102,7 @@ TEST_CASE("a calibration is of one device, one CPU and one number of threads") {
 }
 
 TEST_CASE("the CPU's rates are measured within the budgets, and what is given is kept") {
-  const auto device = make_cpu_device(kCalibrationDeviceBytes, calibration_host_bytes(false));
+  const auto device = make_cpu_device(kCalibrationDeviceBytes, ceilings_host_bytes(false));
   Rates given;
   given.link = 12345;
   const Rates rates = measure_ceilings(*device, 2, given);
@@ -112,11 +112,12 @@ TEST_CASE("the CPU's rates are measured within the budgets, and what is given is
   CHECK_FALSE(rates.both);
 
   int told = 0;
-  const Calibration c = calibrate(*device, 2, [&](const std::string&) { ++told; });
+  const Calibration c = calibrate(*device, 2, ceilings_host_bytes(false), [&](const std::string&) { ++told; });
   CHECK(told == 3);
   CHECK(c.measured());
   CHECK(c.device == device->name());
   CHECK(*c.cpu_experts[SliceEncoding::int8] > 0.01);
+  CHECK(*c.cpu_experts_of_4[SliceEncoding::int8] > 0.01);
   CHECK(c.kernels[SliceEncoding::int4] == *c.cpu_experts[SliceEncoding::int4]);
   CHECK_FALSE(c.zero_copy);
   CHECK(device->host_budget().used_bytes() == 0);
