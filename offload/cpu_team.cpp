@@ -108,7 +108,6 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   Phase down;
   PrefetchStream ahead;
   std::vector<PrefetchRange> ranges;
-  std::vector<float> scaled;  // a row of x times its weight
   QuantizedActivations input;
   std::vector<QuantizedActivations> hidden;  // by job
   std::vector<float> sums;                   // [tokens, rows of a piece]
@@ -156,14 +155,7 @@ void CpuTeam::quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, co
   if (!shares_rows_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
   const size_t step = shares_rows_ ? workers_ : 1;
   for (size_t i = shares_rows_ ? index : 0; i < inputs.size(); i += step) {
-    const float* row = x + inputs[i].token * layout.hidden;
-    if (inputs[i].weight != 1) {
-      worker.scaled.resize(layout.hidden);
-      std::transform(row, row + layout.hidden, worker.scaled.begin(),
-                     [weight = inputs[i].weight](float value) { return value * weight; });
-      row = worker.scaled.data();
-    }
-    rows.assign_row(static_cast<int64_t>(i), row);
+    rows.assign_row(static_cast<int64_t>(i), x + inputs[i].token * layout.hidden, inputs[i].weight);
   }
 }
 

@@ -1,6 +1,9 @@
 #include "runtime/quant/activations.h"
 
 #if defined(__x86_64__)
+// g++ 12 takes its own intrinsics' "undefined" operands for mistakes (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #endif
 
@@ -16,12 +19,15 @@ namespace {
 // alike.
 #if defined(__x86_64__)
 #define LIGHTER_AVX2 __attribute__((target("avx2")))
+#define LIGHTER_AVX512 __attribute__((target("avx512f")))
 #endif
 #define LIGHTER_INLINE inline __attribute__((always_inline))
 
-// Returns the scale.
+// Of weight * x. Returns the scale.
 template <int count>
-LIGHTER_INLINE float quantize_group(const float* values, int8_t* q) {
+LIGHTER_INLINE float quantize_group(const float* x, float weight, int8_t* q) {
+  float values[count];
+  for (int i = 0; i < count; ++i) values[i] = x[i] * weight;
   // max|value| as the bits of a float, which order like the numbers and put infinity and NaN above them.
   int32_t bits = 0;
   for (int i = 0; i < count; ++i) bits = std::max(bits, std::bit_cast<int32_t>(values[i]) & 0x7FFFFFFF);
@@ -43,14 +49,51 @@ LIGHTER_INLINE float quantize_group(const float* values, int8_t* q) {
 }
 
 template <int count>
-LIGHTER_INLINE void quantize_groups(const float* values, int64_t groups, int8_t* q, float* scales) {
-  for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group<count>(values + g * count, q + g * count);
+LIGHTER_INLINE void quantize_groups(const float* x, float weight, int64_t groups, int8_t* q, float* scales) {
+  for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group<count>(x + g * count, weight, q + g * count);
 }
 
 #if defined(__x86_64__)
-LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* values, int64_t groups, int8_t* q, float* scales) {
-  if (size == 128) return quantize_groups<128>(values, groups, q, scales);
-  quantize_groups<64>(values, groups, q, scales);
+LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* x, float weight, int64_t groups, int8_t* q,
+                                float* scales) {
+  if (size == 128) return quantize_groups<128>(x, weight, groups, q, scales);
+  quantize_groups<64>(x, weight, groups, q, scales);
+}
+
+// The same values: a quotient is corrected by its remainder, and so rounded as a division rounds it (Markstein).
+template <int count>
+LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, int8_t* q) {
+  constexpr int vectors = count / 16;
+  const __m512 factor = _mm512_set1_ps(weight);
+  __m512 values[vectors];
+  __m512i most = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int i = 0; i < vectors; ++i) {
+    values[i] = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), factor);
+    most = _mm512_max_epi32(
+        most, _mm512_and_si512(_mm512_castps_si512(values[i]), _mm512_set1_epi32(0x7FFFFFFF)));
+  }
+  const float scale = std::bit_cast<float>(_mm512_reduce_max_epi32(most)) / 127.0f;
+  constexpr float least = 0x1p-90f;  // below, remainders could be subnormal
+  if (!(scale >= least && scale <= std::numeric_limits<float>::max())) return quantize_group<count>(x, weight, q);
+  const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+#pragma GCC unroll 8
+  for (int i = 0; i < vectors; ++i) {
+    const __m512 quotient = _mm512_mul_ps(values[i], inverse);
+    const __m512 remainder = _mm512_fnmadd_ps(quotient, divisor, values[i]);
+    const __m512i steps = _mm512_cvtps_epi32(_mm512_fmadd_ps(remainder, inverse, quotient));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * i), _mm512_cvtepi32_epi8(steps));
+  }
+  return scale;
+}
+
+LIGHTER_AVX512 void quantize_avx512(int64_t size, const float* x, float weight, int64_t groups, int8_t* q,
+                                    float* scales) {
+  if (size == 128) {
+    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<128>(x + g * 128, weight, q + g * 128);
+  } else {
+    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<64>(x + g * 64, weight, q + g * 64);
+  }
 }
 
 // Sums of 4 neighbours, in 32 bits.
@@ -64,19 +107,42 @@ LIGHTER_AVX2 void correct_lanes_avx2(const int8_t* q, int64_t groups, int32_t* c
   for (int64_t half = 0; half < 2 * groups; ++half) {
     const int8_t* from = q + half / 2 * 128 + half % 2 * 32;
     const __m256i sums = _mm256_add_epi32(sum_fours(from), sum_fours(from + 64));
-    const __m256i taken = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-128));
+    const __m256i taken = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sums, 7));  // -128 times
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(corrections + half * 8), taken);
+  }
+}
+
+LIGHTER_AVX2 void sum_groups_avx2(const int8_t* q, int64_t groups, const float* scales, float* sums) {
+  for (int64_t group = 0; group < groups; ++group, q += 64) {
+    const __m256i eight = _mm256_add_epi32(sum_fours(q), sum_fours(q + 32));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    const __m128i one = _mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1));
+    sums[group] = scales[group] * static_cast<float>(_mm_cvtsi128_si32(one));
   }
 }
 #endif
 
-// size: values a group, 128 or 64.
-void quantize(int64_t size, const float* values, int64_t groups, int8_t* q, float* scales) {
+// Each group's scale times the sum of its 64 values.
+void sum_groups(const int8_t* q, int64_t groups, const float* scales, float* sums) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return quantize_avx2(size, values, groups, q, scales);
+  if (__builtin_cpu_supports("avx2")) return sum_groups_avx2(q, groups, scales, sums);
 #endif
-  if (size == 128) return quantize_groups<128>(values, groups, q, scales);
-  quantize_groups<64>(values, groups, q, scales);
+  for (int64_t group = 0; group < groups; ++group, q += 64) {
+    int32_t total = 0;
+    for (int i = 0; i < 64; ++i) total += q[i];
+    sums[group] = scales[group] * static_cast<float>(total);
+  }
+}
+
+// size: values a group, 128 or 64.
+void quantize(int64_t size, const float* x, float weight, int64_t groups, int8_t* q, float* scales) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return quantize_avx512(size, x, weight, groups, q, scales);
+  if (__builtin_cpu_supports("avx2")) return quantize_avx2(size, x, weight, groups, q, scales);
+#endif
+  if (size == 128) return quantize_groups<128>(x, weight, groups, q, scales);
+  quantize_groups<64>(x, weight, groups, q, scales);
 }
 
 }  // namespace
@@ -105,10 +171,10 @@ void QuantizedActivations::resize(SliceEncoding encoding, int64_t tokens, int64_
   }
 }
 
-void QuantizedActivations::assign_row(int64_t token, const float* x) {
+void QuantizedActivations::assign_row(int64_t token, const float* x, float weight) {
   float* scales = scales_.data() + token * (groups_ + kRepeat);
   int8_t* values = values_.data() + token * row_bytes();
-  quantize(group_size(encoding_), x, groups_, values, scales);
+  quantize(group_size(encoding_), x, weight, groups_, values, scales);
   for (int64_t i = 0; i < kRepeat; ++i) scales[groups_ + i] = scales[i];
   std::fill(values + columns_, values + row_bytes(), int8_t{0});
   if (encoding_ == SliceEncoding::int8) {
@@ -136,12 +202,7 @@ void QuantizedActivations::correct_lanes(int64_t token) {
 void QuantizedActivations::interleave_pairs(int64_t token) {
   float* sums = scaled_sums_.data() + token * padded_groups();
   int8_t* q = values_.data() + token * row_bytes();
-  const auto sum = [](const int8_t* group) {
-    int32_t total = 0;
-    for (int i = 0; i < 64; ++i) total += group[i];
-    return static_cast<float>(total);
-  };
-  for (int64_t group = 0; group < groups_; ++group) sums[group] = scales(token)[group] * sum(q + group * 64);
+  sum_groups(q, groups_, scales(token), sums);
   std::fill(sums + groups_, sums + padded_groups(), 0.0f);
   for (int64_t group = 0; group < groups_; group += 2, q += 128) std::swap_ranges(q + 32, q + 64, q + 64);
 }

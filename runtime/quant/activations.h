@@ -26,7 +26,8 @@ class QuantizedActivations {
   void assign(SliceEncoding encoding, const float* x, int64_t tokens, int64_t columns);
   // The same in steps: room for the rows, then each row.
   void resize(SliceEncoding encoding, int64_t tokens, int64_t columns);
-  void assign_row(int64_t token, const float* x);
+  // weight * x. columns values.
+  void assign_row(int64_t token, const float* x, float weight = 1);
 
   // Another one after each resize() or assign() of any object.
   uint64_t version() const { return version_; }

@@ -238,23 +238,29 @@ TEST_CASE("a step refuses more tokens than it has room for") {
   CHECK_THROWS_AS(kernel.quantize_input(x.data(), 17, input), CapacityError);
 }
 
-TEST_CASE("activation rows hold what activations.h says") {
-  auto x = normal(2 * 256, 2, 42);
+TEST_CASE("activation rows hold what activations.h says, for numbers of any size and halves between levels") {
+  constexpr int64_t tokens = 60;
+  auto x = normal(tokens * 256, 2, 42);
+  for (int64_t i = 0; i < tokens * 256; ++i) x[i] = std::ldexp(x[i], static_cast<int>(4 * (i / 256) - 116));
+  for (int64_t i = 0; i < 256; ++i) x[i] = i % 64 == 5 ? 127.0f : static_cast<float>(i % 64) - 31.5f;
   for (const auto encoding : kEncodings) {
     QuantizedActivations rows;
-    rows.assign(encoding, x.data(), 2, 256);
+    rows.resize(encoding, tokens, 256);
     const int64_t size = group_size(encoding);
     CHECK(rows.groups() == 256 / size);
     int wrong = 0;
-    for (int64_t t = 0; t < 2; ++t) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float weight = t % 3 == 2 ? 0.7f : 1.0f;
+      rows.assign_row(t, x.data() + t * 256, weight);
       for (int64_t g = 0; g < rows.groups(); ++g) {
         float most = 0;
-        for (int64_t i = 0; i < size; ++i) most = std::max(most, std::fabs(x[t * 256 + g * size + i]));
+        const auto value = [&](int64_t i) { return x[t * 256 + g * size + i] * weight; };
+        for (int64_t i = 0; i < size; ++i) most = std::max(most, std::fabs(value(i)));
         const float scale = most / 127.0f;
         wrong += rows.scales(t)[g] != scale;
         int sum = 0;
         for (int64_t i = 0; i < size; ++i) {
-          const auto q = static_cast<int>(std::nearbyint(x[t * 256 + g * size + i] / scale));
+          const auto q = static_cast<int>(std::nearbyint(value(i) / scale));
           const int64_t at =
               encoding == SliceEncoding::int8 ? g * 128 + i : g / 2 * 128 + i / 32 * 64 + g % 2 * 32 + i % 32;
           wrong += rows.values(t)[at] != q;
