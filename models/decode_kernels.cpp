@@ -273,7 +273,6 @@ class DecodeKernels {
     g.input = normed(WeightRole::ffn_norm, layer);
     g.list = on_device_.resident;
     g.input_weights = spec_.weight_on == WeightOn::input ? on_device_.router_weights : nullptr;
-    g.experts = spec_.experts;
     g.out = on_device_.routed;
     if (zero_copies_) {
       g.host_list = on_device_.zero_copy;

@@ -169,8 +169,7 @@ struct DecodeGateUp {
   const std::byte* fixed = nullptr;  // slices that every token passes, one after the other
   int fixed_jobs = 0;
   const JobList* list = nullptr;
-  const float* input_weights = nullptr;  // [tokens, experts]: scales the input of the lists' jobs, or null
-  int experts = 0;
+  const float* input_weights = nullptr;  // [experts]: scales the input of the lists' jobs, or null
   void* out = nullptr;  // hidden activations [jobs, tokens, width]: fp32, or bf16 for bf16 weights
   const JobList* host_list = nullptr;
   void* host_out = nullptr;

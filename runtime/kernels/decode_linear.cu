@@ -94,15 +94,34 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
       reinterpret_cast<uint4*>(x.values)[i] = __ldcg(from + i);
     }
   }
+  // What the results are added to: lane i has that of this warp's i-th row from `row` on.
+  struct Values {
+    float of[B];
+    __device__ float& operator[](int b) { return of[b]; }
+  };
+  const auto before_of = [&](int row) {
+    Values values{};
+    const int mine = row + lane * kStreamWarps;
+#pragma unroll
+    for (int b = 0; b < B; ++b) {
+      if (mine < end) values[b] = __ldcg(a.out + static_cast<int64_t>(b) * a.rows + mine);
+    }
+    return values;
+  };
+  Values added{};
+  if (a.add) added = before_of(begin + warp);
   // Not before: the weights that the next kernel fetches would keep these loads, and the last ones of the
   // kernel before, waiting for microseconds.
   if (a.late_next) allow_next_kernel();
   __syncthreads();
 
   unsigned long long best = 0;
-  for (int row = begin + warp; row < end; row += kStreamWarps) {
+  for (int row = begin + warp, number = 0; row < end; row += kStreamWarps, ++number) {
     float* const to = a.out + static_cast<int64_t>(min(lane, B - 1)) * a.rows + row;
-    const float before = a.add && lane < B ? *to : 0.0f;
+    if (a.add && number > 0 && number % 32 == 0) added = before_of(row);
+    float before[B];
+#pragma unroll
+    for (int b = 0; b < B; ++b) before[b] = __shfl_sync(~0u, added[b], number % 32);
     float sum[B];
     dot_row<F, B>(stream, a.row, x, lane, sum, [&] {
       if (lane == 0) issue();
@@ -110,7 +129,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
 #pragma unroll
     for (int b = 0; b < B; ++b) {
       if (lane == b) {
-        *to = before + sum[b];
+        *to = before[b] + sum[b];
         best = max(best, ranked(sum[b], row));
       }
     }

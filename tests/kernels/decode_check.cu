@@ -310,7 +310,6 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   g.fixed_jobs = fixed;
   g.list = r.resident;
   g.input_weights = paged ? r.weights : nullptr;  // once on the input, once on the output
-  g.experts = experts;
   g.out = room(fixed + k * slices, width);
   DecodeDown d;
   d.format = f;
@@ -564,7 +563,6 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
         g.router = &routers[i];
         g.signals = signals + i;
         g.input_weights = routers[i].weights;
-        g.experts = 16;
       }
       decode_gate_up(g, stream);
     }
