@@ -85,11 +85,12 @@ struct __align__(16) PartialSum {
 template <int D, int G, int Blocks, int Clusters>
 __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
     attention_kernel(const __grid_constant__ DecodeAttention a) {
-  constexpr int lanes = kLanes<D>, teams = kThreads / lanes, state = D + 2;
+  constexpr int lanes = kLanes<D>, teams = kThreads / lanes;
   constexpr int chunk = G * D / Blocks;  // values that each block merges
   __shared__ __align__(16) float q[G][D];
   __shared__ __align__(16) float fresh[2][D];  // the new key and value
-  __shared__ float states[kWarps][G][state];
+  __shared__ __align__(16) float states[kWarps][G][D];
+  __shared__ float ends[kWarps][G][2];  // largest score, sum
   __shared__ float factors[kWarps][G], merged[G][2];  // merged: largest score, sum
   __shared__ float sent[G * D], sent_states[Blocks][G][2];  // by the cluster's blocks
   __shared__ bool last;
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
       for (int step = lanes / 2; step > 0; step /= 2) score += __shfl_xor_sync(~0u, score, step);
       if (!there) continue;
       const float larger = fmaxf(most[g], score);
-      const float keep = expf(most[g] - larger), weight = expf(score - larger);
+      const float keep = __expf(most[g] - larger), weight = __expf(score - larger);
       most[g] = larger;
       total[g] = total[g] * keep + weight;
 #pragma unroll
@@ -202,8 +203,8 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       const float other = __shfl_xor_sync(~0u, most[g], step), larger = fmaxf(most[g], other);
-      const float keep = most[g] == -INFINITY ? 0 : expf(most[g] - larger);
-      const float take = other == -INFINITY ? 0 : expf(other - larger);
+      const float keep = most[g] == -INFINITY ? 0 : __expf(most[g] - larger);
+      const float take = other == -INFINITY ? 0 : __expf(other - larger);
       most[g] = larger;
       total[g] = total[g] * keep + __shfl_xor_sync(~0u, total[g], step) * take;
 #pragma unroll
@@ -213,11 +214,12 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
   if (lane < lanes) {
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) states[warp][g][part * 8 + i] = sum[g][i];
+      auto* const to = reinterpret_cast<float4*>(&states[warp][g][part * 8]);
+      to[0] = make_float4(sum[g][0], sum[g][1], sum[g][2], sum[g][3]);
+      to[1] = make_float4(sum[g][4], sum[g][5], sum[g][6], sum[g][7]);
       if (part == 0) {
-        states[warp][g][D] = most[g];
-        states[warp][g][D + 1] = total[g];
+        ends[warp][g][0] = most[g];
+        ends[warp][g][1] = total[g];
       }
     }
   }
@@ -226,11 +228,11 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
   // Every warp's weight and all their sums; a warp has a head, a lane a state.
   const int busy = min(kWarps, (end - begin + 32 / lanes - 1) / (32 / lanes));
   for (int g = warp; g < G; g += kWarps) {
-    const float here = lane < busy ? states[lane][g][D] : -INFINITY;
-    const float sums = lane < busy ? states[lane][g][D + 1] : 0;
+    const float here = lane < busy ? ends[lane][g][0] : -INFINITY;
+    const float sums = lane < busy ? ends[lane][g][1] : 0;
     float largest = here;
     for (int step = 4; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    const float weight = here == -INFINITY ? 0 : expf(here - largest);
+    const float weight = here == -INFINITY ? 0 : __expf(here - largest);
     float weights = weight * sums;
     for (int step = 4; step > 0; step /= 2) weights += __shfl_xor_sync(~0u, weights, step);
     if (lane < kWarps) factors[lane][g] = weight;
@@ -261,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
     for (int i = 0; i < count; ++i) all.largest = fmaxf(all.largest, at(i).largest);
     for (int i = 0; i < count; ++i) {
       const PartialSum one = at(i);
-      const float weight = one.largest == -INFINITY ? 0 : expf(one.largest - all.largest);
+      const float weight = one.largest == -INFINITY ? 0 : __expf(one.largest - all.largest);
       all.sum = fmaf(weight, one.sum, all.sum);
       all.weights = fmaf(weight, one.weights, all.weights);
     }

@@ -187,6 +187,10 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     }
   }
   __syncthreads();
+  // Of the first of this thread's sums, loaded while they are made.
+  const auto at_of = [&](int i) { return static_cast<int64_t>(i % B) * a.hidden + first_row + i / B; };
+  const bool sums_here = a.residual != nullptr && static_cast<int>(threadIdx.x) < my_rows * B;
+  const float residual_before = sums_here ? __ldcg(a.residual + at_of(threadIdx.x)) : 0;
 
   int job = warp / chunks, chunk = warp % chunks;
   for (; job < jobs; chunk += kStreamWarps) {
@@ -215,7 +219,6 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
   __syncthreads();
 
   const int values = my_rows * B, routed_jobs = jobs - a.fixed_jobs;
-  const auto at_of = [&](int i) { return static_cast<int64_t>(i % B) * a.hidden + first_row + i / B; };
   const auto routed_value = [&](int job, int i) {
     const float value = parts[(a.fixed_jobs + job) * values + i];
     if (a.output_weights == nullptr) return value;
@@ -235,7 +238,8 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     if (a.residual != nullptr) {
 #pragma unroll 8
       for (int job = 0; job < routed_jobs; ++job) routed = __fadd_rn(routed, routed_value(job, i));
-      a.residual[at_of(i)] = __fadd_rn(__fadd_rn(a.residual[at_of(i)], fixed), routed);
+      const float before = i < kThreads ? residual_before : a.residual[at_of(i)];
+      a.residual[at_of(i)] = __fadd_rn(__fadd_rn(before, fixed), routed);
     }
     if (a.fixed_sum != nullptr) a.fixed_sum[at_of(i)] = fixed;
   }

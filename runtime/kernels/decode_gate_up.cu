@@ -60,9 +60,6 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
   // Of the issuing lane: the row to come. It is in the fixed slices first, then in the list's.
   int ahead = fixed.begin + warp, ahead_matrix = 0, ahead_segment = 0, ahead_job = -1, in_flight = 0;
   bool ahead_in_list = false;
-  // Weights of the input: of the job to come, and of the one before it, whose rows may still be under way.
-  static_assert(B == 1);
-  float weight_ahead = 1, weight_before = 1;
   const std::byte* ahead_slice = nullptr;
   const auto issue = [&](bool may_wait) {
     if (!ahead_in_list && ahead >= fixed.end) {
@@ -77,10 +74,6 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     if (job != ahead_job) {
       if (Paged && a.arrivals.slots != nullptr) await_arrival(a.arrivals, job);
       ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
-      if (ahead_in_list && a.input_weights != nullptr) {
-        weight_before = weight_ahead;
-        weight_ahead = __ldcg(a.input_weights + __ldcg(&a.list->entries[job].expert));
-      }
       ahead_job = job;
     }
     const std::byte* const from = ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes +
@@ -130,6 +123,8 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     fill(true);
   };
 
+  int weight_job = -1;
+  float weight = 1;
   for (int part = 0; part < 2; ++part) {
     if (part == 1) {
       if (lane == 0) {
@@ -143,11 +138,13 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     const Range pairs = part == 0 ? fixed : listed;
     for (int pair = pairs.begin + warp; pair < pairs.end; pair += kStreamWarps) {
       const int job = pair / a.width;
+      if (part == 1 && a.input_weights != nullptr && lane < B && job != weight_job) {
+        weight_job = job;
+        weight = __ldcg(a.input_weights + __ldcg(&a.list->entries[job].expert));
+      }
       float gate[B], up[B];
       dot_row<F, B>(stream, a.row, x, lane, gate, refill);
       dot_row<F, B>(stream, a.row, x, lane, up, refill);
-      // Used no sooner, so that its loading is not waited for. The ring is less than a job ahead.
-      const float weight = part == 0 ? 1.0f : job == ahead_job ? weight_ahead : weight_before;
       const int64_t to =
           static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
 #pragma unroll
