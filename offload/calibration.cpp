@@ -212,7 +212,7 @@ Calibration default_calibration(bool cuda) {
   c.beside_zero_copy.figures = {std::nullopt, SharedRate{95, 46}, SharedRate{85, 46}};
   c.kv_read = 645;
   c.tensor_tflops = 870;
-  c.graph = {5, 7.5, 30, 9, 20};
+  c.graph = {4, 1, 32, 5.5, 20};
   c.eager = {200, 120, 60, 20, 50};
   return c;
 }
