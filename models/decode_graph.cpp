@@ -240,8 +240,8 @@ class CudaDecodeGraph : public DecodeGraph {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
-      enqueue_decode_kernels({shape_, weights_, kv_, on_device_, on_host_, context, static_cast<bool>(schedule_),
-                              zero_copies_, mailbox_ ? &*mailbox_ : nullptr},
+      enqueue_decode_kernels({shape_, weights_, kv_, on_device_, on_host_, context,
+                              static_cast<bool>(schedule_), zero_copies_, mailbox_ ? &*mailbox_ : nullptr},
                              stream_);
     } catch (...) {
       cudaStreamEndCapture(stream_, &graph);
@@ -278,7 +278,7 @@ class CudaDecodeGraph : public DecodeGraph {
   int64_t few_keys_ = 0;
   cudaGraphExec_t short_step_ = nullptr;  // of positions below few_keys_
   cudaGraphExec_t long_step_ = nullptr;   // of the others, if there are any
-  cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
+  cudaEvent_t ended_ = nullptr;           // a waiting thread sleeps
   SlicePlaces places_;
   unsigned step_ = 0;
   ExpertCounters counters_;

@@ -151,7 +151,8 @@ class Machinery {
   SharedRate experts_beside(CpuExperts& cpu, SliceEncoding encoding, const Enqueue& enqueue,
                             double expected) {
     const SliceField field(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
-    return beside(enqueue, expected, [&](const auto& go_on) { return cpu_experts_rate(cpu, field, 1, go_on); });
+    return beside(enqueue, expected,
+                  [&](const auto& go_on) { return cpu_experts_rate(cpu, field, 1, go_on); });
   }
 
   Device& device_;

@@ -12,12 +12,13 @@ namespace lighter::offload {
 
 // What both functions take of a device's budget at most, for as long as they run, and of the host's.
 inline constexpr uint64_t kCalibrationDeviceBytes = (uint64_t{1} << 30) + (uint64_t{256} << 20);
-// The CPU reads half of it over and over, so that must be far more than its last-level cache: 300 MB on the hosts of
-// large GPUs.
+// The CPU reads half of it over and over, so that must be far more than its last-level cache: 300 MB on the
+// hosts of large GPUs.
 constexpr uint64_t ceilings_host_bytes(bool cuda) {
   return uint64_t{cuda ? 4u : 1u} << 30;
 }
-// Of a host budget. A large store can be slower to read than a small one, where a machine's memory is not all alike.
+// Of a host budget. A large store can be slower to read than a small one, where a machine's memory is not all
+// alike.
 constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget) {
   constexpr uint64_t most = uint64_t{32} << 30;
   return cuda ? std::clamp(host_budget / 2, ceilings_host_bytes(cuda), most) : ceilings_host_bytes(cuda);
@@ -28,8 +29,8 @@ constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget) {
 Rates measure_ceilings(Device& device, int threads, const Rates& given);
 
 // Everything but dense kernels on the CPU, tensor_tflops, kv_read and the fixed costs, which stay those of
-// default_calibration(). Takes about twenty seconds. threads: of the CPU's experts. host_bytes: to read. begins: told
-// what is measured next. Throws as above, and what begins throws.
+// default_calibration(). Takes about twenty seconds. threads: of the CPU's experts. host_bytes: to read.
+// begins: told what is measured next. Throws as above, and what begins throws.
 Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
                       const std::function<void(const std::string& what)>& begins);
 

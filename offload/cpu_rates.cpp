@@ -84,7 +84,8 @@ SliceField::SliceField(std::byte* memory, uint64_t bytes, SliceEncoding encoding
   }
 }
 
-double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens, const std::function<bool()>& go_on) {
+double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens,
+                        const std::function<bool()>& go_on) {
   // As many as a few layers miss at a time, so that waking the workers counts for little.
   const uint64_t batch = std::min<uint64_t>(64, field.slices());
   const std::vector<float> x(static_cast<size_t>(tokens * field.kernel().layout().hidden), 0.5f);

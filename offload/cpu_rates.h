@@ -34,6 +34,7 @@ class SliceField {
 };
 
 // GB/s of weights: batches of slices for so many tokens each, one after the other, while go_on() says so.
-double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens, const std::function<bool()>& go_on);
+double cpu_experts_rate(CpuExperts& cpu, const SliceField& field, int tokens,
+                        const std::function<bool()>& go_on);
 
 }  // namespace lighter::offload

@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
   __shared__ __align__(16) float q[G][D];
   __shared__ __align__(16) float fresh[2][D];  // the new key and value
   __shared__ __align__(16) float states[kWarps][G][D];
-  __shared__ float ends[kWarps][G][2];  // largest score, sum
-  __shared__ float factors[kWarps][G], merged[G][2];  // merged: largest score, sum
+  __shared__ float ends[kWarps][G][2];                      // largest score, sum
+  __shared__ float factors[kWarps][G], merged[G][2];        // merged: largest score, sum
   __shared__ float sent[G * D], sent_states[Blocks][G][2];  // by the cluster's blocks
   __shared__ bool last;
   __cluster_barrier_arrive_relaxed();
@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
   const bool has_new = begin < end && end == keys;
   const auto offset_of = [&](int key) {
     const int place = a.window == 0 ? key : static_cast<int>((first + key) % a.window);
-    const int64_t row = static_cast<int64_t>(__ldcg(a.block_table + place / a.block)) * a.block + place % a.block;
+    const int64_t row =
+        static_cast<int64_t>(__ldcg(a.block_table + place / a.block)) * a.block + place % a.block;
     return (row * a.kv_heads + head) * D;
   };
   auto* const cached_keys = static_cast<__nv_bfloat16*>(a.keys);
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
     }
   }
   if (!all_loaded) allow_next_kernel();
-  // A warp's teams, then the warps, then the blocks, then the clusters.
+    // A warp's teams, then the warps, then the blocks, then the clusters.
 #pragma unroll
   for (int step = lanes; step < 32; step *= 2) {
 #pragma unroll

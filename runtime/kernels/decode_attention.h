@@ -4,8 +4,8 @@
 // In fp32 from qkv: RoPE, then the weightless norm of each head, then the temperature; keys and values are
 // rounded to bf16 as they go into the cache. The parts of the keys are merged in their order, so the result
 // depends on the shapes, the context and the position alone. Position, table and earlier keys are read before
-// the stream's kernel before this one has ended: it must not write them, nor start before what writes them has
-// ended. See decode.h for streams and errors.
+// the stream's kernel before this one has ended: it must not write them, nor start before what writes them
+// has ended. See decode.h for streams and errors.
 #pragma once
 
 #include <cstddef>

@@ -50,7 +50,8 @@ LIGHTER_INLINE float quantize_group(const float* x, float weight, int8_t* q) {
 
 template <int count>
 LIGHTER_INLINE void quantize_groups(const float* x, float weight, int64_t groups, int8_t* q, float* scales) {
-  for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group<count>(x + g * count, weight, q + g * count);
+  for (int64_t g = 0; g < groups; ++g)
+    scales[g] = quantize_group<count>(x + g * count, weight, q + g * count);
 }
 
 #if defined(__x86_64__)
@@ -60,7 +61,8 @@ LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* x, float weight, int6
   quantize_groups<64>(x, weight, groups, q, scales);
 }
 
-// The same values: a quotient is corrected by its remainder, and so rounded as a division rounds it (Markstein).
+// The same values: a quotient is corrected by its remainder, and so rounded as a division rounds it
+// (Markstein).
 template <int count>
 LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, int8_t* q) {
   constexpr int vectors = count / 16;
@@ -70,12 +72,13 @@ LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, 
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {
     values[i] = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), factor);
-    most = _mm512_max_epi32(
-        most, _mm512_and_si512(_mm512_castps_si512(values[i]), _mm512_set1_epi32(0x7FFFFFFF)));
+    most = _mm512_max_epi32(most,
+                            _mm512_and_si512(_mm512_castps_si512(values[i]), _mm512_set1_epi32(0x7FFFFFFF)));
   }
   const float scale = std::bit_cast<float>(_mm512_reduce_max_epi32(most)) / 127.0f;
   constexpr float least = 0x1p-90f;  // below, remainders could be subnormal
-  if (!(scale >= least && scale <= std::numeric_limits<float>::max())) return quantize_group<count>(x, weight, q);
+  if (!(scale >= least && scale <= std::numeric_limits<float>::max()))
+    return quantize_group<count>(x, weight, q);
   const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {
@@ -90,9 +93,11 @@ LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, 
 LIGHTER_AVX512 void quantize_avx512(int64_t size, const float* x, float weight, int64_t groups, int8_t* q,
                                     float* scales) {
   if (size == 128) {
-    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<128>(x + g * 128, weight, q + g * 128);
+    for (int64_t g = 0; g < groups; ++g)
+      scales[g] = quantize_group_avx512<128>(x + g * 128, weight, q + g * 128);
   } else {
-    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<64>(x + g * 64, weight, q + g * 64);
+    for (int64_t g = 0; g < groups; ++g)
+      scales[g] = quantize_group_avx512<64>(x + g * 64, weight, q + g * 64);
   }
 }
 

@@ -29,7 +29,8 @@ class QuantizedActivations {
   // weight * x. columns values.
   void assign_row(int64_t token, const float* x, float weight = 1);
 
-  // Another one after each resize() or assign() of any object.
+  // Another one after each resize() or assign() of any object; whoever keeps what he made of the rows goes by
+  // it, so that a row is assigned but once after each.
   uint64_t version() const { return version_; }
   SliceEncoding encoding() const { return encoding_; }
   int64_t tokens() const { return tokens_; }

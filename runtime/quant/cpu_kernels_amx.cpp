@@ -1,8 +1,8 @@
-// Several tokens, up to 16, with AMX: a tile of weights is 16 rows as they lie, one of activations 64 values of
-// each token, so that an instruction multiplies 16 rows by all tokens. Products go through memory, since a tile
-// has no other way to a vector; a load waits until the store before it has left the processor's store buffer, so
-// each step's products are used a step later. One token, or very few, go to AVX-512. Functions carry their
-// target, so that this file needs no flags.
+// Several tokens, up to 16, with AMX: a tile of weights is 16 rows as they lie, one of activations 64 values
+// of each token, so that an instruction multiplies 16 rows by all tokens. Products go through memory, since a
+// tile has no other way to a vector; a load waits until the store before it has left the processor's store
+// buffer, so each step's products are used a step later. One token, or very few, go to AVX-512. Functions
+// carry their target, so that this file needs no flags.
 #if defined(__x86_64__)
 // g++ 12 takes its own intrinsics' "undefined" operands for mistakes (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -29,7 +29,8 @@ constexpr int64_t kTileBytes = 1024;
 
 constexpr int kBlocks = 2;  // of 16 rows, side by side
 
-// As the processor reads it. Tiles 0 and 1: dot products, of a block each; 4 and 5: activations; 6 and 7: weights.
+// As the processor reads it. Tiles 0 and 1: dot products, of a block each; 4 and 5: activations; 6 and 7:
+// weights.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -41,13 +42,14 @@ static_assert(sizeof(TileConfig) == 64);
 
 LIGHTER_AMX void configure(int64_t columns) {
   TileConfig config;
-  for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = static_cast<uint16_t>(tile < 6 ? 4 * columns : 64);
+  for (int tile = 0; tile < 8; ++tile)
+    config.row_bytes[tile] = static_cast<uint16_t>(tile < 6 ? 4 * columns : 64);
   LIGHTER_STORES_DONE;
   _tile_loadconfig(&config);
 }
 
-// The tokens' activations as tiles, of each 64 values one: [16 of 4 values][columns][4]; columns: the tokens, and
-// zeros up to a multiple of 4. Their factors: [groups][16 tokens], beyond the tokens zeros.
+// The tokens' activations as tiles, of each 64 values one: [16 of 4 values][columns][4]; columns: the tokens,
+// and zeros up to a multiple of 4. Their factors: [groups][16 tokens], beyond the tokens zeros.
 struct TileTokens {
   alignas(64) int8_t tiles[kMaxPackedColumns * kTokens];
   alignas(64) float scales[kMaxGroups4 * kTokens];
@@ -121,8 +123,8 @@ LIGHTER_AMX inline void prefetch_lines(const uint8_t* from, int64_t lines) {
   for (int64_t i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T1);
 }
 
-// What blocks of rows are multiplied with, as fp32: [rows, groups]. And their products with all tokens: integers of
-// one step and the one before it, and the sums of all.
+// What blocks of rows are multiplied with, as fp32: [rows, groups]. And their products with all tokens:
+// integers of one step and the one before it, and the sums of all.
 template <int blocks, int64_t most_groups, int groups_of_step>
 struct BlockRoom {
   static constexpr int kRows = blocks * kRowBlock;
@@ -132,16 +134,18 @@ struct BlockRoom {
 };
 
 // LIGHTER_TILE(block) for each block: tiles have numbers that are known when this is compiled.
-#define LIGHTER_FOR_BLOCKS \
-  LIGHTER_TILE(0);         \
-  if constexpr (blocks > 1) { LIGHTER_TILE(1); }
+#define LIGHTER_FOR_BLOCKS    \
+  LIGHTER_TILE(0);            \
+  if constexpr (blocks > 1) { \
+    LIGHTER_TILE(1);          \
+  }
 
 template <int blocks>
 struct Int8Blocks {
   using Room = BlockRoom<blocks, kMaxGroups8, 1>;
 
-  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x, Room& room,
-                              PrefetchStream& ahead) {
+  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x,
+                              Room& room, PrefetchStream& ahead) {
     const uint8_t* const w = matrix.values + row * matrix.row_bytes;
     const int64_t stride = matrix.row_bytes, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
     widen(matrix.scales + row * matrix.row_groups, matrix.row_groups, Room::kRows, groups, room.scales);
@@ -154,18 +158,18 @@ struct Int8Blocks {
       auto* const dots = room.dots[g % 2][0];
       _tile_loadd(4, tile, x_stride);
       _tile_loadd(5, tile + tile_bytes, x_stride);
-#define LIGHTER_TILE(block)                                    \
-  _tile_zero(block);                                           \
-  _tile_loadd(6, from + (block) * kRowBlock * stride, stride); \
+#define LIGHTER_TILE(block)                                  \
+  _tile_zero(block);                                         \
+  _tile_loadd(6, from + (block)*kRowBlock * stride, stride); \
   _tile_dpbssd(block, 6, 4)
       LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
-#define LIGHTER_TILE(block)                                         \
-  _tile_loadd(7, from + (block) * kRowBlock * stride + 64, stride); \
+#define LIGHTER_TILE(block)                                       \
+  _tile_loadd(7, from + (block)*kRowBlock * stride + 64, stride); \
   _tile_dpbssd(block, 7, 5)
       LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[(block) * kRowBlock], 64)
+#define LIGHTER_TILE(block) _tile_stored(block, dots[(block)*kRowBlock], 64)
       LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
       if (g > 0) add(room, x, groups, g - 1);
@@ -208,8 +212,8 @@ struct Int4Blocks {
     alignas(64) uint8_t weights[2][2][blocks * kTileBytes];  // of a step and the next
   };
 
-  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x, Room& room,
-                              PrefetchStream& ahead) {
+  LIGHTER_AMX static void run(const Matrix& matrix, int64_t row, int64_t groups, const TileTokens& x,
+                              Room& room, PrefetchStream& ahead) {
     const uint8_t* const w = matrix.values + row * matrix.row_bytes;
     const int64_t halves = row * matrix.row_groups, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
     widen(matrix.scales + halves, matrix.row_groups, Room::kRows, groups, room.scales);
@@ -225,24 +229,24 @@ struct Int4Blocks {
       const uint8_t *const first = room.weights[p % 2][0], *const second = room.weights[p % 2][1];
       auto& dots = room.dots[p % 2];
       _tile_loadd(4, tile, x_stride);
-#define LIGHTER_TILE(block)                         \
-  _tile_zero(block);                                \
-  _tile_loadd(6, first + (block) * kTileBytes, 64); \
+#define LIGHTER_TILE(block)                       \
+  _tile_zero(block);                              \
+  _tile_loadd(6, first + (block)*kTileBytes, 64); \
   _tile_dpbusd(block, 6, 4)
       LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[0][(block) * kRowBlock], 64)
+#define LIGHTER_TILE(block) _tile_stored(block, dots[0][(block)*kRowBlock], 64)
       LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
       if (2 * p + 1 < groups) {
         _tile_loadd(5, tile + tile_bytes, x_stride);
-#define LIGHTER_TILE(block)                          \
-  _tile_zero(block);                                 \
-  _tile_loadd(7, second + (block) * kTileBytes, 64); \
+#define LIGHTER_TILE(block)                        \
+  _tile_zero(block);                               \
+  _tile_loadd(7, second + (block)*kTileBytes, 64); \
   _tile_dpbusd(block, 7, 5)
         LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[1][(block) * kRowBlock], 64)
+#define LIGHTER_TILE(block) _tile_stored(block, dots[1][(block)*kRowBlock], 64)
         LIGHTER_FOR_BLOCKS
 #undef LIGHTER_TILE
       }
@@ -261,8 +265,8 @@ struct Int4Blocks {
       for (int r = 0; r < Room::kRows; ++r) {
         const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(scales[r * groups]), token_scales);
         const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(dots[r]));
-        const __m512 least = _mm512_fmadd_ps(_mm512_set1_ps(minimums[r * groups]), scaled_sums,
-                                             _mm512_load_ps(room.sums[r]));
+        const __m512 least =
+            _mm512_fmadd_ps(_mm512_set1_ps(minimums[r * groups]), scaled_sums, _mm512_load_ps(room.sums[r]));
         _mm512_store_ps(room.sums[r], _mm512_fmadd_ps(factor, dot, least));
       }
     }
@@ -364,7 +368,9 @@ bool amx_permitted() {
 Kernels amx_kernels() {
   const Kernels few = avx512_kernels();
   const auto& [int8, int4] = few.rows_at_once;
-  return {rows<true>, rows<false>, {{int8[0], int8[1], kBlocks * kRowBlock}, {int4[0], int4[1], kBlocks * kRowBlock}}};
+  return {rows<true>,
+          rows<false>,
+          {{int8[0], int8[1], kBlocks * kRowBlock}, {int4[0], int4[1], kBlocks * kRowBlock}}};
 }
 
 }  // namespace lighter::cpu_kernels

@@ -112,7 +112,8 @@ TEST_CASE("the CPU's rates are measured within the budgets, and what is given is
   CHECK_FALSE(rates.both);
 
   int told = 0;
-  const Calibration c = calibrate(*device, 2, ceilings_host_bytes(false), [&](const std::string&) { ++told; });
+  const Calibration c =
+      calibrate(*device, 2, ceilings_host_bytes(false), [&](const std::string&) { ++told; });
   CHECK(told == 3);
   CHECK(c.measured());
   CHECK(c.device == device->name());
