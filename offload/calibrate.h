@@ -17,11 +17,12 @@ inline constexpr uint64_t kCalibrationDeviceBytes = (uint64_t{1} << 30) + (uint6
 constexpr uint64_t ceilings_host_bytes(bool cuda) {
   return uint64_t{cuda ? 4u : 1u} << 30;
 }
-// Of a host budget. A large store can be slower to read than a small one, where a machine's memory is not all
-// alike.
-constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget) {
+// Of a host budget, and no more than a quarter of the machine's memory, which others may need. Large, so that
+// memory of different speed, where a machine has it, counts as it will in a model's store.
+constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget, uint64_t machine_memory) {
   constexpr uint64_t most = uint64_t{32} << 30;
-  return cuda ? std::clamp(host_budget / 2, ceilings_host_bytes(cuda), most) : ceilings_host_bytes(cuda);
+  const uint64_t least = ceilings_host_bytes(cuda);
+  return cuda ? std::clamp(std::min(host_budget / 2, machine_memory / 4), least, most) : least;
 }
 
 // Fills what `given` leaves open, in a few seconds. On the CPU, device memory is host memory and nothing

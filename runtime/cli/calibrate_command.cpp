@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -52,7 +54,9 @@ int calibrate_command(const CalibrateOptions& options) {
   const int threads = prepare(config).threads;
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   constexpr uint64_t kDevice = std::max(offload::kCalibrationDeviceBytes, kTorchRatesBytes);
-  const uint64_t host = offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes);
+  const uint64_t memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t host = offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes, memory);
   const auto device =
       cuda ? make_cuda_device(config.device.index, kDevice, host) : make_cpu_device(kDevice, host);
   const std::filesystem::path file =

@@ -101,6 +101,15 @@ TEST_CASE("a calibration is of one device, one CPU and one number of threads") {
   CHECK(why_other_machine(c, {"GPU 1", "CPU 1", 16}).find("15 threads") != std::string::npos);
 }
 
+TEST_CASE("calibrating takes half of the host budget, within limits and a quarter of the machine") {
+  constexpr uint64_t gib = uint64_t{1} << 30;
+  CHECK(calibration_host_bytes(true, 110 * gib, 126 * gib) == 126 * gib / 4);
+  CHECK(calibration_host_bytes(true, 110 * gib, 512 * gib) == 32 * gib);
+  CHECK(calibration_host_bytes(true, 20 * gib, 126 * gib) == 10 * gib);
+  CHECK(calibration_host_bytes(true, 20 * gib, 12 * gib) == 4 * gib);
+  CHECK(calibration_host_bytes(false, 110 * gib, 126 * gib) == gib);
+}
+
 TEST_CASE("the CPU's rates are measured within the budgets, and what is given is kept") {
   const auto device = make_cpu_device(kCalibrationDeviceBytes, ceilings_host_bytes(false));
   Rates given;
