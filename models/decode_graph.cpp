@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <span>
 #include <thread>
@@ -27,6 +28,11 @@ void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw DeviceError(std::string("the decode graph: ") + what + ": " + cudaGetErrorString(error));
 }
+
+struct DestroyGraph {
+  void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
+};
+using Executable = std::unique_ptr<CUgraphExec_st, DestroyGraph>;
 
 class CudaDecodeGraph : public DecodeGraph {
  public:
@@ -80,8 +86,6 @@ class CudaDecodeGraph : public DecodeGraph {
       rest();
     } catch (const DeviceError&) {  // the workers' owner reports it
     }
-    cudaGraphExecDestroy(short_step_);
-    if (long_step_ != nullptr) cudaGraphExecDestroy(long_step_);
     cudaEventDestroy(ended_);
   }
 
@@ -100,7 +104,7 @@ class CudaDecodeGraph : public DecodeGraph {
       workers_->start(work, step_);
       working_ = true;
     }
-    check(cudaGraphLaunch(position < few_keys_ ? short_step_ : long_step_, stream_), "launching");
+    check(cudaGraphLaunch((position < few_keys_ ? short_step_ : long_step_).get(), stream_), "launching");
     await_step();
     if (on_host_.output->error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
@@ -236,7 +240,7 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   // context: keys of a step at most.
-  cudaGraphExec_t capture(int64_t context) {
+  Executable capture(int64_t context) {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
@@ -249,11 +253,12 @@ class CudaDecodeGraph : public DecodeGraph {
       throw;
     }
     check(cudaStreamEndCapture(stream_, &graph), "ending the capture");
-    cudaGraphExec_t executable = nullptr;
-    const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphExec_t made = nullptr;
+    const cudaError_t result = cudaGraphInstantiate(&made, graph, 0);
     cudaGraphDestroy(graph);
-    check(made, "instantiating");
-    check(cudaGraphUpload(executable, stream_), "uploading");
+    check(result, "instantiating");
+    Executable executable(made);
+    check(cudaGraphUpload(made, stream_), "uploading");
     return executable;
   }
 
@@ -276,9 +281,9 @@ class CudaDecodeGraph : public DecodeGraph {
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
   cudaStream_t stream_;
   int64_t few_keys_ = 0;
-  cudaGraphExec_t short_step_ = nullptr;  // of positions below few_keys_
-  cudaGraphExec_t long_step_ = nullptr;   // of the others, if there are any
-  cudaEvent_t ended_ = nullptr;           // a waiting thread sleeps
+  Executable short_step_;        // of positions below few_keys_
+  Executable long_step_;         // of the others, if there are any
+  cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
   SlicePlaces places_;
   unsigned step_ = 0;
   ExpertCounters counters_;

@@ -20,9 +20,10 @@ constexpr uint64_t ceilings_host_bytes(bool cuda) {
 // Of a host budget, and no more than a quarter of the machine's memory, which others may need. Large, so that
 // memory of different speed, where a machine has it, counts as it will in a model's store.
 constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget, uint64_t machine_memory) {
-  constexpr uint64_t most = uint64_t{32} << 30;
+  constexpr uint64_t most = uint64_t{32} << 30, whole = uint64_t{256} << 20;  // halves of whole copies
   const uint64_t least = ceilings_host_bytes(cuda);
-  return cuda ? std::clamp(std::min(host_budget / 2, machine_memory / 4), least, most) : least;
+  return cuda ? std::clamp(std::min(host_budget / 2, machine_memory / 4), least, most) / whole * whole
+              : least;
 }
 
 // Fills what `given` leaves open, in a few seconds. On the CPU, device memory is host memory and nothing

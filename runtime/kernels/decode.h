@@ -46,7 +46,7 @@ struct DecodeLinear {
   bool add = false;                    // out += y
   unsigned long long* best = nullptr;  // [tokens]: the largest of all yet, its value above its row; or null
   bool after_small = false;            // the kernel before does not have a block on every multiprocessor
-  bool late_next = false;              // the next kernel begins when the input is loaded: after attention's
+  bool late_next = false;              // the next kernel begins when the input is loaded
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
   const std::byte* next = nullptr;  // of a later kernel, fetched too; without idle_before at this one's end
   int64_t next_bytes = 0;

@@ -15,6 +15,10 @@ struct Split {
   int blocks, clusters;
 };
 constexpr Split kFew{8, 1}, kMany{2, 16};
+// A counter for each block's part of a head, of whole vectors.
+__host__ __device__ constexpr int counters_of(int kv_heads) {
+  return (kv_heads * kMany.blocks + 3) / 4 * 4;
+}
 constexpr int kFewestKeys = 16;  // of a block, where there are more clusters
 constexpr int kAhead = 2;        // keys that a thread loads ahead
 
@@ -271,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
     return all;
   };
   auto* const counters = static_cast<unsigned*>(a.workspace);
-  auto* const stored = reinterpret_cast<PartialSum*>(counters + a.kv_heads * Blocks) +
+  auto* const stored = reinterpret_cast<PartialSum*>(counters + counters_of(a.kv_heads)) +
                        static_cast<int64_t>(head) * Clusters * G * D + rank * chunk;
   float* const out = a.out + head * G * D + rank * chunk;
   for (int i = threadIdx.x; i < chunk; i += kThreads) {
@@ -338,18 +342,13 @@ bool run_for_group(const DecodeAttention& a, void* stream) {
 }  // namespace
 
 uint64_t decode_attention_workspace_bytes(int heads, int kv_heads, int head_dim) {
-  return kv_heads * kMany.blocks * sizeof(unsigned) +
+  return counters_of(kv_heads) * sizeof(unsigned) +
          static_cast<uint64_t>(heads) * head_dim * kMany.clusters * sizeof(PartialSum);
 }
 
 void decode_attention(const DecodeAttention& a, void* stream) {
-  bool supported = a.kv_heads <= 128;
-  if (a.head_dim == 128) {
-    supported = supported && run_for_group<128>(a, stream);
-  } else {
-    supported = supported && a.head_dim == 64 && run_for_group<64>(a, stream);
-  }
-  if (supported) return;
+  if (a.head_dim == 128 && run_for_group<128>(a, stream)) return;
+  if (a.head_dim == 64 && run_for_group<64>(a, stream)) return;
   throw ConfigError("attention with " + std::to_string(a.heads) + " heads, " + std::to_string(a.kv_heads) +
                     " of them with keys, of " + std::to_string(a.head_dim) + " values is not supported");
 }

@@ -745,6 +745,7 @@ void check_all() {
     check_attention(32, 8, 128, 0, true, false, 500, context);
     check_attention(8, 8, 64, 0, false, false, 62, context);
     check_attention(8, 2, 64, 64, true, true, 126, context);
+    check_attention(8, 1, 128, 0, true, false, static_cast<int>(context) - 3, context);
     check_attention(16, 2, 128, 0, false, false, static_cast<int>(context) - 3, context);
   }
   for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {

@@ -107,6 +107,7 @@ TEST_CASE("calibrating takes half of the host budget, within limits and a quarte
   CHECK(calibration_host_bytes(true, 110 * gib, 512 * gib) == 32 * gib);
   CHECK(calibration_host_bytes(true, 20 * gib, 126 * gib) == 10 * gib);
   CHECK(calibration_host_bytes(true, 20 * gib, 12 * gib) == 4 * gib);
+  CHECK(calibration_host_bytes(true, 20'330'000'001, 512 * gib) % (gib / 4) == 0);
   CHECK(calibration_host_bytes(false, 110 * gib, 126 * gib) == gib);
 }
 
