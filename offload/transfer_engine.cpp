@@ -150,12 +150,12 @@ void TransferEngine::carry_out(PrefetchCopy& copy) {
       }
       const size_t piece = std::min(piece_bytes_, request.bytes - copy.issued_bytes);
       prefetch_stream_->copy(request.to + copy.issued_bytes, request.from + copy.issued_bytes, piece);
-      prefetch_stream_->record(*request.ready);
-      copy.issued_bytes += piece;
-      {
+      {  // Before `ready` is recorded, so that whoever sees that pass finds the piece counted.
         std::lock_guard counters_lock(demand_mutex_);
         counters_.prefetch_bytes += piece;
       }
+      prefetch_stream_->record(*request.ready);
+      copy.issued_bytes += piece;
       if (copy.issued_bytes == request.bytes) copy.taken = true;
     }
     prefetch_stream_->synchronize();  // One piece outstanding.
