@@ -257,6 +257,7 @@ void SlicePager::learn(std::span<const int> experts) {
   copies.prefetch_dropped = [&](int slot) { cancel_prefetch(slot); };
   counters_.prefetch_wasted_bytes += promoter_.learn(experts, copies) * grid_.slice_bytes;
   end_step();
+  count_copies();  // Those that were just seen to have ended may have done so since the first time.
 }
 
 void SlicePager::drop_promotions() {
