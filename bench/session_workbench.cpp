@@ -19,6 +19,7 @@
 #include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/session.h"
 #include "runtime/config/yaml_values.h"
+#include "runtime/device/host_memory.h"
 #include "runtime/error.h"
 
 namespace lighter::bench {
@@ -329,8 +330,7 @@ MachineFacts SessionWorkbench::machine() {
   }
   facts.cpu = offload::cpu_name();
   facts.cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  facts.host_memory_bytes =
-      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  facts.host_memory_bytes = machine_memory_bytes();
   return facts;
 }
 

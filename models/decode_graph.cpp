@@ -75,9 +75,8 @@ class CudaDecodeGraph : public DecodeGraph {
           "copying");
     update_places();
     // Steps with few keys have kernels of their own.
-    few_keys_ = std::min(shape_.context, kernels::kFewKeys);
-    short_step_ = capture(few_keys_);
-    if (few_keys_ < shape_.context) long_step_ = capture(shape_.context);
+    short_step_ = capture(std::min(shape_.context, kernels::kFewKeys));
+    if (shape_.context > kernels::kFewKeys) long_step_ = capture(shape_.context);
     check(cudaEventCreateWithFlags(&ended_, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
   }
 
@@ -104,7 +103,8 @@ class CudaDecodeGraph : public DecodeGraph {
       workers_->start(work, step_);
       working_ = true;
     }
-    check(cudaGraphLaunch((position < few_keys_ ? short_step_ : long_step_).get(), stream_), "launching");
+    const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
+    check(cudaGraphLaunch(executable.get(), stream_), "launching");
     await_step();
     if (on_host_.output->error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
@@ -280,8 +280,7 @@ class CudaDecodeGraph : public DecodeGraph {
   bool working_ = false;
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
   cudaStream_t stream_;
-  int64_t few_keys_ = 0;
-  Executable short_step_;        // of positions below few_keys_
+  Executable short_step_;        // of positions below kFewKeys
   Executable long_step_;         // of the others, if there are any
   cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
   SlicePlaces places_;

@@ -240,8 +240,11 @@ void SlicePager::end_step() {
 }
 
 void SlicePager::learn(std::span<const int> experts) {
-  count_copies();
-  if (options_.policy == PolicyKind::static_) return;
+  if (options_.policy != PolicyKind::static_) promote(experts);
+  count_copies();  // Afterwards, so that the copies that were just seen to have ended are among them.
+}
+
+void SlicePager::promote(std::span<const int> experts) {
   std::lock_guard lock(mutex_);
   Promoter::Copies copies;
   copies.begin = [&](SliceId slice, int slot) {
@@ -257,7 +260,6 @@ void SlicePager::learn(std::span<const int> experts) {
   copies.prefetch_dropped = [&](int slot) { cancel_prefetch(slot); };
   counters_.prefetch_wasted_bytes += promoter_.learn(experts, copies) * grid_.slice_bytes;
   end_step();
-  count_copies();  // Those that were just seen to have ended may have done so since the first time.
 }
 
 void SlicePager::drop_promotions() {

@@ -127,6 +127,7 @@ class SlicePager {
   bool start_prefetch(uint64_t step, SliceId slice, std::function<void()> ended);
   void count_copies();
   void end_step();
+  void promote(std::span<const int> experts);
   void drop_promotions();
 
   Device& device_;

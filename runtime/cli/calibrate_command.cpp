@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -11,6 +9,7 @@
 #include "runtime/cli/console.h"
 #include "runtime/cli/prepared_model.h"
 #include "runtime/cli/torch_rates.h"
+#include "runtime/device/host_memory.h"
 #include "runtime/error.h"
 
 namespace lighter::cli {
@@ -54,9 +53,8 @@ int calibrate_command(const CalibrateOptions& options) {
   const int threads = prepare(config).threads;
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   constexpr uint64_t kDevice = std::max(offload::kCalibrationDeviceBytes, kTorchRatesBytes);
-  const uint64_t memory =
-      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t host = offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes, memory);
+  const uint64_t host =
+      offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes, machine_memory_bytes());
   const auto device =
       cuda ? make_cuda_device(config.device.index, kDevice, host) : make_cpu_device(kDevice, host);
   const std::filesystem::path file =

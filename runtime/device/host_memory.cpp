@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 #include <tbb/parallel_for.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -38,6 +39,10 @@ void touch_host_memory(void* data, size_t bytes) {
     const size_t length = std::min(kHugePage, bytes - block * kHugePage);
     for (size_t offset = 0; offset < length; offset += 4096) at[offset] = 0;
   });
+}
+
+uint64_t machine_memory_bytes() {
+  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace lighter

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace lighter {
 
@@ -11,5 +12,8 @@ void unmap_host_memory(void* data, size_t bytes) noexcept;
 
 // Makes every page present, in parallel: page faults of one thread reach only about 2 GB/s.
 void touch_host_memory(void* data, size_t bytes);
+
+// Of the machine, free or not, in bytes.
+uint64_t machine_memory_bytes();
 
 }  // namespace lighter

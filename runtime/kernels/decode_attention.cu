@@ -283,13 +283,13 @@ __global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 5) ? 2 : 1)
     const PartialSum all = merge(Blocks, [&](int from) {
       return PartialSum{sent[from * chunk + i], sent_states[from][g][0], sent_states[from][g][1], 0};
     });
-    if (Clusters == 1 || used == 1) {
+    if (used == 1) {
       out[i] = all.sum / all.weights;
     } else {
       stored[cluster_of_head * G * D + i] = all;
     }
   }
-  if (Clusters == 1 || used == 1) return;
+  if (used == 1) return;
   __syncthreads();
   if (threadIdx.x == 0) {
     unsigned* const counter = counters + head * Blocks + rank;

@@ -133,12 +133,22 @@ struct BlockRoom {
   float scales[kRows * most_groups];
 };
 
-// LIGHTER_TILE(block) for each block: tiles have numbers that are known when this is compiled.
-#define LIGHTER_FOR_BLOCKS    \
-  LIGHTER_TILE(0);            \
-  if constexpr (blocks > 1) { \
-    LIGHTER_TILE(1);          \
+// OPERATION(block, ...) for each block: tiles have numbers that are known when this is compiled.
+#define LIGHTER_FOR_BLOCKS(OPERATION, ...) \
+  OPERATION(0, __VA_ARGS__);               \
+  if constexpr (blocks > 1) {              \
+    OPERATION(1, __VA_ARGS__);             \
   }
+#define LIGHTER_STORE(block, dots) _tile_stored(block, (dots)[(block)*kRowBlock], 64)
+
+// The two halves of a group, of activations in the tiles 4 and 5.
+#define LIGHTER_BEGIN(block, from)                             \
+  _tile_zero(block);                                           \
+  _tile_loadd(6, (from) + (block)*kRowBlock * stride, stride); \
+  _tile_dpbssd(block, 6, 4)
+#define LIGHTER_END(block, from)                               \
+  _tile_loadd(7, (from) + (block)*kRowBlock * stride, stride); \
+  _tile_dpbssd(block, 7, 5)
 
 template <int blocks>
 struct Int8Blocks {
@@ -158,20 +168,9 @@ struct Int8Blocks {
       auto* const dots = room.dots[g % 2][0];
       _tile_loadd(4, tile, x_stride);
       _tile_loadd(5, tile + tile_bytes, x_stride);
-#define LIGHTER_TILE(block)                                  \
-  _tile_zero(block);                                         \
-  _tile_loadd(6, from + (block)*kRowBlock * stride, stride); \
-  _tile_dpbssd(block, 6, 4)
-      LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
-#define LIGHTER_TILE(block)                                       \
-  _tile_loadd(7, from + (block)*kRowBlock * stride + 64, stride); \
-  _tile_dpbssd(block, 7, 5)
-      LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[(block)*kRowBlock], 64)
-      LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
+      LIGHTER_FOR_BLOCKS(LIGHTER_BEGIN, from)
+      LIGHTER_FOR_BLOCKS(LIGHTER_END, from + 64)
+      LIGHTER_FOR_BLOCKS(LIGHTER_STORE, dots)
       if (g > 0) add(room, x, groups, g - 1);
     }
     add(room, x, groups, groups - 1);
@@ -204,6 +203,12 @@ LIGHTER_AMX inline void unpack(const uint8_t* from, int64_t row_bytes, uint8_t (
   }
 }
 
+// A group: weights and activations are numbers of tiles, the second one's is loaded.
+#define LIGHTER_MULTIPLY(block, weights, from, activations) \
+  _tile_zero(block);                                        \
+  _tile_loadd(weights, (from) + (block)*kTileBytes, 64);    \
+  _tile_dpbusd(block, weights, activations)
+
 // A step has a pair of groups.
 template <int blocks>
 struct Int4Blocks {
@@ -229,26 +234,12 @@ struct Int4Blocks {
       const uint8_t *const first = room.weights[p % 2][0], *const second = room.weights[p % 2][1];
       auto& dots = room.dots[p % 2];
       _tile_loadd(4, tile, x_stride);
-#define LIGHTER_TILE(block)                       \
-  _tile_zero(block);                              \
-  _tile_loadd(6, first + (block)*kTileBytes, 64); \
-  _tile_dpbusd(block, 6, 4)
-      LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[0][(block)*kRowBlock], 64)
-      LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
+      LIGHTER_FOR_BLOCKS(LIGHTER_MULTIPLY, 6, first, 4)
+      LIGHTER_FOR_BLOCKS(LIGHTER_STORE, dots[0])
       if (2 * p + 1 < groups) {
         _tile_loadd(5, tile + tile_bytes, x_stride);
-#define LIGHTER_TILE(block)                        \
-  _tile_zero(block);                               \
-  _tile_loadd(7, second + (block)*kTileBytes, 64); \
-  _tile_dpbusd(block, 7, 5)
-        LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
-#define LIGHTER_TILE(block) _tile_stored(block, dots[1][(block)*kRowBlock], 64)
-        LIGHTER_FOR_BLOCKS
-#undef LIGHTER_TILE
+        LIGHTER_FOR_BLOCKS(LIGHTER_MULTIPLY, 7, second, 5)
+        LIGHTER_FOR_BLOCKS(LIGHTER_STORE, dots[1])
       }
       if (p > 0) add_pair(room, x, groups, p - 1);
     }
@@ -273,6 +264,10 @@ struct Int4Blocks {
   }
 };
 #undef LIGHTER_FOR_BLOCKS
+#undef LIGHTER_STORE
+#undef LIGHTER_BEGIN
+#undef LIGHTER_END
+#undef LIGHTER_MULTIPLY
 
 LIGHTER_AMX inline void transpose(__m512 (&rows)[16]) {
   __m512 twos[16];
@@ -324,17 +319,12 @@ template <template <int> typename Blocks>
 LIGHTER_AMX void multiply(const Matrix& matrix, const Tokens& x, const TileTokens& tokens, int64_t first_row,
                           int64_t count, float* result, int64_t stride, PrefetchStream& ahead) {
   configure(tokens.columns);
-  for (int64_t r = 0; r < count;) {
-    const int64_t blocks = count - r >= kBlocks * kRowBlock ? kBlocks : 1;
-    const auto run = [&]<int number>() LIGHTER_AMX {
-      run_blocks<Blocks<number>>(matrix, first_row + r, x, tokens, result + r, stride, ahead);
-    };
-    if (blocks == kBlocks) {
-      run.template operator()<kBlocks>();
-    } else {
-      run.template operator()<1>();
-    }
-    r += blocks * kRowBlock;
+  int64_t r = 0;
+  for (; r + kBlocks * kRowBlock <= count; r += kBlocks * kRowBlock) {
+    run_blocks<Blocks<kBlocks>>(matrix, first_row + r, x, tokens, result + r, stride, ahead);
+  }
+  for (; r < count; r += kRowBlock) {
+    run_blocks<Blocks<1>>(matrix, first_row + r, x, tokens, result + r, stride, ahead);
   }
   _tile_release();
 }
