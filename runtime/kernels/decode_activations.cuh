@@ -25,6 +25,7 @@ struct Format<WeightFormat::bf16> {
   static constexpr int group = 64, piece_values = 8;  // a group only divides work here
   static constexpr bool quantized = false, minimums = false;
   static constexpr int fetch_more = 2;
+  static constexpr int sides = 0;  // kinds of values that a group has: scales, minima
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return 2 * values; }
 };
 template <>
@@ -32,6 +33,7 @@ struct Format<WeightFormat::int8> {
   static constexpr int group = 128, piece_values = 16;
   static constexpr bool quantized = true, minimums = false;
   static constexpr int fetch_more = 0;
+  static constexpr int sides = 1;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values; }
 };
 template <>
@@ -39,6 +41,7 @@ struct Format<WeightFormat::int4> {
   static constexpr int group = 64, piece_values = 32;
   static constexpr bool quantized = true, minimums = true;
   static constexpr int fetch_more = 0;
+  static constexpr int sides = 2;
   __host__ __device__ static constexpr int64_t bytes(int64_t values) { return values / 2; }
 };
 
@@ -185,7 +188,7 @@ __device__ void put_share(const SharedX& x, int columns, int token, int share, c
 template <WeightFormat F>
 __device__ void load_x(const SharedX& x, const float* from, int columns, int tokens) {
   const int shares = columns / 16, all = tokens * shares;
-  for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += kStreamWarps * 32) {
+  for (int i = threadIdx.x; i < (all + 31) / 32 * 32; i += blockDim.x) {
     const int at = min(i, all - 1), token = at / shares, share = at % shares;
     float4 v[4];
     load_share<F>(from + static_cast<int64_t>(token) * columns, share, v);
@@ -193,57 +196,88 @@ __device__ void load_x(const SharedX& x, const float* from, int columns, int tok
   }
 }
 
+// Shares of a row of at most 8192 columns that a thread has, every (Warps * 32)nd.
+template <int Warps>
+constexpr int kNormShares = 8192 / 16 / (Warps * 32);
+
 // A thread's part of a norm's weights, loaded before the previous kernel has ended. columns <= 8192.
-template <WeightFormat F>
+template <WeightFormat F, int Warps>
 struct NormWeights {
-  uint2 values[4];
+  static constexpr int shares = kNormShares<Warps>;
+  uint2 values[shares][4];
 
   __device__ NormWeights(const NormedInput& input, int columns) {
     const auto* const weights = static_cast<const __nv_bfloat16*>(input.weight);
-    const bool there = weights != nullptr && static_cast<int>(threadIdx.x) < columns / 16;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int first = Share<F>::first(threadIdx.x) + i * Share<F>::run_stride;
-      values[i] = there ? *reinterpret_cast<const uint2*>(weights + first) : uint2{};
+    for (int s = 0; s < shares; ++s) {
+      const int share = threadIdx.x + s * Warps * 32;
+      const bool there = weights != nullptr && share < columns / 16;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int first = Share<F>::first(share) + i * Share<F>::run_stride;
+        values[s][i] = there ? *reinterpret_cast<const uint2*>(weights + first) : uint2{};
+      }
     }
   }
 };
 
-// The same of the normed residual: x * rsqrt(mean(x^2) + eps) * weight, in fp32. scratch: B * kStreamWarps
-// floats.
-template <WeightFormat F, int B>
-__device__ void load_normed_x(const SharedX& x, const NormedInput& input, const NormWeights<F>& weights,
-                              float* scratch, int columns, int warp, int lane) {
-  const int share = min(static_cast<int>(threadIdx.x), columns / 16 - 1);
-  const bool there = static_cast<int>(threadIdx.x) < columns / 16;
+// The same of the residual times the norm's weights: what x is normed with besides, rsqrt(mean(x^2) + eps),
+// is the same for all columns, so that the results can be multiplied with it (NormFactor, after a barrier).
+// scratch: B * Warps floats.
+template <WeightFormat F, int B, int Warps>
+__device__ void load_normed_x(const SharedX& x, const NormedInput& input,
+                              const NormWeights<F, Warps>& weights, float* scratch, int columns, int warp,
+                              int lane) {
+  const int shares = columns / 16;
 #pragma unroll
   for (int token = 0; token < B; ++token) {
-    float4 v[4];
-    load_share<F>(input.residual + token * columns, share, v);
     float squares = 0;
+    float4 v[kNormShares<Warps>][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
-    if (!there) squares = 0;
+    for (int s = 0; s < kNormShares<Warps>; ++s) {
+      const int share = threadIdx.x + s * Warps * 32;
+      if (share - lane < shares)
+        load_share<F>(input.residual + token * columns, min(share, shares - 1), v[s]);
+    }
+#pragma unroll
+    for (int s = 0; s < kNormShares<Warps>; ++s) {
+      const int share = threadIdx.x + s * Warps * 32;
+      if (share - lane >= shares) break;
+      const bool there = share < shares;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float4& one = v[s][i];
+        if (there) squares += one.x * one.x + one.y * one.y + one.z * one.z + one.w * one.w;
+        const uint2 packed = weights.values[s][i];
+        one.x *= __uint_as_float(packed.x << 16);
+        one.y *= __uint_as_float(packed.x & 0xffff0000);
+        one.z *= __uint_as_float(packed.y << 16);
+        one.w *= __uint_as_float(packed.y & 0xffff0000);
+      }
+      put_share<F>(x, columns, token, min(share, shares - 1), v[s], there);
+    }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
-    if (lane == 0) scratch[token * kStreamWarps + warp] = squares;
-    __syncthreads();
-    if (warp * 32 >= columns / 16) continue;
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kStreamWarps; ++i) sum += scratch[token * kStreamWarps + i];
-    const float unit = rsqrtf(sum / static_cast<float>(columns) + input.eps);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint2 packed = weights.values[i];
-      v[i].x *= unit * __uint_as_float(packed.x << 16);
-      v[i].y *= unit * __uint_as_float(packed.x & 0xffff0000);
-      v[i].z *= unit * __uint_as_float(packed.y << 16);
-      v[i].w *= unit * __uint_as_float(packed.y & 0xffff0000);
-    }
-    put_share<F>(x, columns, token, share, v, there);
+    if (lane == 0) scratch[token * Warps + warp] = squares;
   }
 }
+
+// Of each token.
+template <int B, int Warps>
+struct NormFactor {
+  float of[B];
+
+  __device__ NormFactor(const NormedInput& input, const float* scratch, int columns) {
+#pragma unroll
+    for (int token = 0; token < B; ++token) {
+      of[token] = 1;
+      if (input.residual == nullptr) continue;
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < Warps; ++i) sum += scratch[token * Warps + i];
+      of[token] = rsqrtf(sum / static_cast<float>(columns) + input.eps);
+    }
+  }
+};
 
 }  // namespace lighter::kernels

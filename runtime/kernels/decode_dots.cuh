@@ -7,13 +7,14 @@
 
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/kernels/decode_activations.cuh"
 
 namespace lighter::kernels {
 
-__device__ inline float half_of(const std::byte* halves, int i) {
+__device__ inline float half_of(const std::byte* halves, unsigned i) {
   return __half2float(reinterpret_cast<const __half*>(halves)[i]);
 }
 
@@ -23,14 +24,14 @@ struct XPiece;
 template <>
 struct XPiece<WeightFormat::bf16> {
   uint4 v;
-  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+  __device__ XPiece(const SharedX& x, int columns, int token, unsigned piece)
       : v(*reinterpret_cast<const uint4*>(x.values + 2 * token * columns + piece * 16)) {}
 };
 template <>
 struct XPiece<WeightFormat::int8> {
   int4 v;
   float scale;
-  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+  __device__ XPiece(const SharedX& x, int columns, int token, unsigned piece)
       : v(*reinterpret_cast<const int4*>(x.values + token * columns + piece * 16)),
         scale(x.scales[token * (columns / 128) + piece / 8]) {}
 };
@@ -38,7 +39,7 @@ template <>
 struct XPiece<WeightFormat::int4> {
   int4 low, high;
   float scale;
-  __device__ XPiece(const SharedX& x, int columns, int token, int piece)
+  __device__ XPiece(const SharedX& x, int columns, int token, unsigned piece)
       : low(*reinterpret_cast<const int4*>(x.values + token * columns + piece * 16)),
         high(*reinterpret_cast<const int4*>(x.values + token * columns + columns / 2 + piece * 16)),
         scale(x.scales[token * (columns / 64) + piece / 2]) {}
@@ -81,7 +82,7 @@ __device__ float dot_piece(uint4 w, const XPiece<F>& x, float scale, float sum) 
 
 // Scale of a row's piece; scales: the row's.
 template <WeightFormat F>
-__device__ float scale_of(const std::byte* scales, int piece) {
+__device__ float scale_of(const std::byte* scales, unsigned piece) {
   if constexpr (F == WeightFormat::bf16) return 1.0f;
   return half_of(scales, F == WeightFormat::int8 ? piece / 8 : piece / 2);
 }
@@ -136,8 +137,9 @@ int64_t x_and_scratch_bytes(int64_t columns) {
 
 // The ring of a kernel that reads whole rows, beside `rest` bytes.
 template <WeightFormat F>
-StreamShape row_stream(const RowShape& row, int64_t rest, int64_t limit = kHalfShared) {
+StreamShape row_stream(const RowShape& row, int warps, int64_t rest, int64_t limit = kHalfShared) {
   StreamShape shape;
+  shape.warps = warps;
   shape.stage_bytes = row.segment_bytes;
   shape.side_bytes = row.side * (Format<F>::minimums ? 2 : 1);
   shape.kept = row.segments > 1;
@@ -162,63 +164,168 @@ void dispatch(WeightFormat format, int tokens, const Call& call) {
   }
 }
 
-// A lane's N pieces of a segment, number lane of each 32 from `first` on; without branches, so that their
-// loads overlap.
+// sum plus the products of the minima of group `group` and the next one.
+template <int B>
+__device__ void add_two_minimums(const std::byte* minimums, const SharedX& x, int columns, unsigned group,
+                                 float (&sum)[B]) {
+  const float2 values = __half22float2(*reinterpret_cast<const __half2*>(minimums + group * 2));
+#pragma unroll
+  for (int b = 0; b < B; ++b) {
+    const float2 sums = *reinterpret_cast<const float2*>(x.sums + b * (columns / 64) + group);
+    sum[b] = fmaf(values.x, sums.x, fmaf(values.y, sums.y, sum[b]));
+  }
+}
+
+// A lane's N pieces of a segment, number lane of each 32 from `first` on, and their groups' minima; without
+// branches, so that their loads overlap. scales: the row's.
 template <WeightFormat F, int B, int N>
-__device__ void dot_pieces(const std::byte* weights, const std::byte* scales, const SharedX& x, int columns,
-                           int first, int lane, float (&sum)[B]) {
+__device__ void dot_pieces(const std::byte* weights, const std::byte* scales, int side, const SharedX& x,
+                           int columns, unsigned first, unsigned lane, float (&sum)[B]) {
   uint4 w[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) w[i] = *reinterpret_cast<const uint4*>(weights + (i * 32 + lane) * 16);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int piece = first + i * 32 + lane;
+    const unsigned piece = first + i * 32 + lane;
     const float scale = scale_of<F>(scales, piece);
 #pragma unroll
     for (int b = 0; b < B; ++b) sum[b] = dot_piece<F>(w[i], XPiece<F>(x, columns, b, piece), scale, sum[b]);
   }
+  if constexpr (Format<F>::minimums) {
+    constexpr unsigned groups = 16 * N;
+#pragma unroll
+    for (unsigned from = 0; from < groups; from += 64) {  // a lane has two of these 64
+      if (from + lane * 2 >= groups) continue;
+      add_two_minimums<B>(scales + side, x, columns, first / 2 + from + lane * 2, sum);
+    }
+  }
+}
+
+// What a row meets. Columns: known when compiled, so that a lane has its pieces of x in registers; or 0.
+template <WeightFormat F, int B, int Columns>
+struct RowX {
+  static_assert(B == 1);
+  static constexpr int pieces = Format<F>::bytes(Columns) / 16, lane_pieces = pieces / 32;
+  static constexpr int groups = Format<F>::minimums ? Columns / 64 : 0;
+  static_assert(pieces % 32 == 0);
+  XPiece<F> piece[lane_pieces];
+  float2 sums[groups == 0 ? 1 : (groups + 63) / 64];
+
+  __device__ RowX(const SharedX& x, int lane) : RowX(x, lane, std::make_index_sequence<lane_pieces>()) {}
+
+ private:
+  template <size_t... I>
+  __device__ RowX(const SharedX& x, unsigned lane, std::index_sequence<I...>)
+      : piece{XPiece<F>(x, Columns, 0, I * 32 + lane)...} {
+#pragma unroll
+    for (unsigned from = 0; from < groups; from += 64) {
+      const unsigned group = from + lane * 2;
+      sums[from / 64] = group < groups ? *reinterpret_cast<const float2*>(x.sums + group) : float2{};
+    }
+  }
+};
+
+template <WeightFormat F, int B>
+struct RowX<F, B, 0> {
+  const SharedX& x;
+  __device__ RowX(const SharedX& shared, int /*lane*/) : x(shared) {}
+};
+
+template <WeightFormat F, int B>
+__device__ void dot_segment(const std::byte* weights, const std::byte* scales, const RowShape& row,
+                            const SharedX& x, unsigned first, unsigned lane, float (&sum)[B]) {
+  const unsigned pieces = static_cast<unsigned>(row.segment_bytes) / 16;
+  if (pieces == 160) {
+    dot_pieces<F, B, 5>(weights, scales, row.side, x, row.columns, first, lane, sum);
+  } else if (pieces == 128) {
+    dot_pieces<F, B, 4>(weights, scales, row.side, x, row.columns, first, lane, sum);
+  } else {
+#pragma unroll 1
+    for (unsigned i = lane; i < pieces; i += 32) {
+      const uint4 w = *reinterpret_cast<const uint4*>(weights + i * 16);
+      const float scale = scale_of<F>(scales, first + i);
+#pragma unroll
+      for (int b = 0; b < B; ++b) {
+        sum[b] = dot_piece<F>(w, XPiece<F>(x, row.columns, b, first + i), scale, sum[b]);
+      }
+      // A group has two pieces, and what a lane has of two groups it adds at the first of their four.
+      if (Format<F>::minimums && i % 4 == 0) {
+        add_two_minimums<B>(scales + row.side, x, row.columns, (first + i) / 2, sum);
+      }
+    }
+  }
 }
 
 // One warp: the row's dot products, complete in every lane. refill: called by all lanes after each segment.
-template <WeightFormat F, int B, typename Refill>
-__device__ void dot_row(WarpStream& stream, const RowShape& row, const SharedX& x, int lane, float (&sum)[B],
-                        const Refill& refill) {
+template <WeightFormat F, int B, int Columns, typename Refill>
+__device__ void dot_row(WarpStream<Format<F>::sides>& stream, const RowShape& row,
+                        const RowX<F, B, Columns>& x, unsigned lane, float (&sum)[B], const Refill& refill) {
 #pragma unroll
   for (int b = 0; b < B; ++b) sum[b] = 0;
-  const int pieces = row.segment_bytes / 16;
-  for (int segment = 0; segment < row.segments; ++segment) {
-    const std::byte* const weights = stream.wait();
-    const std::byte* const scales = stream.side();
-    const int first = segment * pieces;
-    if (pieces == 160) {
-      dot_pieces<F, B, 5>(weights, scales, x, row.columns, first, lane, sum);
-    } else if (pieces == 128) {
-      dot_pieces<F, B, 4>(weights, scales, x, row.columns, first, lane, sum);
-    } else {
-      for (int i = lane; i < pieces; i += 32) {
-        dot_pieces<F, B, 1>(weights + (i - lane) * 16, scales, x, row.columns, first + i - lane, lane, sum);
-      }
+  if constexpr (Columns == 0) {
+    for (int segment = 0; segment < row.segments; ++segment) {
+      const std::byte* const weights = stream.wait();
+      dot_segment<F, B>(weights, stream.side(), row, x.x, segment * (row.segment_bytes / 16), lane, sum);
+      stream.pass();
+      refill();
     }
-    if constexpr (Format<F>::minimums) {
-      for (int group = first / 2 + lane * 2; group < (first + pieces) / 2; group += 64) {
-        const auto halves = *reinterpret_cast<const __half2*>(scales + row.side + group * 2);
-        const float2 minimums = __half22float2(halves);
+  } else {
+    using X = RowX<F, B, Columns>;
+    constexpr int segments = (X::pieces * 16 + kStageBytes - 1) / kStageBytes;
+    constexpr int lane_pieces = X::lane_pieces / segments;
 #pragma unroll
-        for (int b = 0; b < B; ++b) {
-          const float2 sums = *reinterpret_cast<const float2*>(x.sums + b * (row.columns / 64) + group);
-          sum[b] = fmaf(minimums.x, sums.x, fmaf(minimums.y, sums.y, sum[b]));
+    for (int segment = 0; segment < segments; ++segment) {
+      const std::byte* const weights = stream.wait();
+      const std::byte* const scales = stream.side();
+      uint4 w[lane_pieces];
+#pragma unroll
+      for (int i = 0; i < lane_pieces; ++i) {
+        w[i] = *reinterpret_cast<const uint4*>(weights + (i * 32 + lane) * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < lane_pieces; ++i) {
+        const int number = segment * lane_pieces + i;
+        sum[0] = dot_piece<F>(w[i], x.piece[number], scale_of<F>(scales, number * 32 + lane), sum[0]);
+      }
+      if constexpr (Format<F>::minimums) {
+        static_assert(segments == 1);
+#pragma unroll
+        for (unsigned from = 0; from < X::groups; from += 64) {
+          const unsigned group = from + lane * 2;
+          if (group >= X::groups) continue;
+          const auto halves = *reinterpret_cast<const __half2*>(scales + X::groups * 2 + group * 2);
+          const float2 minimums = __half22float2(halves), sums = x.sums[from / 64];
+          sum[0] = fmaf(minimums.x, sums.x, fmaf(minimums.y, sums.y, sum[0]));
         }
       }
+      stream.pass();
+      refill();
     }
-    stream.pass();
-    refill();
   }
-  if (Format<F>::quantized) stream.next_side();
+  stream.next_side();
 #pragma unroll
   for (int b = 0; b < B; ++b) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) sum[b] += __shfl_xor_sync(~0u, sum[b], step);
   }
+}
+
+// Where x is in registers there are few warps.
+template <int Columns>
+constexpr int kRowWarps = Columns == 0 ? kStreamWarps : kFewStreamWarps;
+
+// The same for what reads whole rows: with their columns, too, as a constant where a kernel is made for so
+// many, else 0.
+template <typename Call>
+void dispatch_rows(WeightFormat format, int tokens, int64_t columns, const Call& call) {
+  dispatch(format, tokens, [&](auto constant_format, auto constant_tokens) {
+    const auto with_columns = [&](auto constant) { call(constant_format, constant_tokens, constant); };
+    if constexpr (Format<decltype(constant_format)::value>::quantized) {
+      if (columns == 5120) return with_columns(std::integral_constant<int, 5120>());
+      if (columns == 4096) return with_columns(std::integral_constant<int, 4096>());
+    }
+    with_columns(std::integral_constant<int, 0>());
+  });
 }
 
 }  // namespace lighter::kernels

@@ -114,8 +114,8 @@ __device__ void any_down_rows(const DownRows& r, const SharedX& x, int lane, flo
 template <WeightFormat F, int B, bool Paged>
 __device__ void down_block(const Down& a, std::byte* shared, int block, int blocks) {
   constexpr int group = Format<F>::group;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  WarpStream stream(shared, a.stream, warp, lane);
+  const int warp = this_warp(), lane = threadIdx.x % 32;
+  WarpStream<Format<F>::sides> stream(shared, a.stream, warp, lane);
   const int values_bytes = Format<F>::quantized ? a.width : 2 * a.width;  // of a token's hidden activations
   const int groups = a.width / group;
   auto* const listed = reinterpret_cast<SliceJob*>(shared + a.stream.bytes());  // the list's entries
@@ -138,15 +138,13 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
       const std::byte* const slice =
           job < a.fixed_jobs ? a.fixed + job * layout.bytes() : listed[job - a.fixed_jobs].slice;
       const std::byte* const from = slice + layout.matrix(2) + static_cast<int64_t>(row) * a.row_bytes;
-      const std::byte* const scales =
-          Format<F>::quantized ? slice + layout.scales(2) + row * row_side : nullptr;
-      const std::byte* const minimums =
-          Format<F>::minimums ? slice + layout.minimums(2) + row * row_side : nullptr;
+      const std::byte* const scales = slice + layout.scales(2) + row * row_side;
+      const std::byte* const minimums = slice + layout.minimums(2) + row * row_side;
       if (job == jobs - 1 && partial_groups < groups) {
         const auto bytes = static_cast<uint32_t>(Format<F>::bytes(partial_groups * group));
-        stream.issue_rows(from, a.rows, bytes, a.row_bytes, scales, minimums, a.rows * row_side);
+        stream.issue_rows(from, a.rows, bytes, a.row_bytes, true, scales, minimums, a.rows * row_side);
       } else {
-        stream.issue(from, a.rows * a.row_bytes, scales, minimums, a.rows * row_side);
+        stream.issue(from, a.rows * a.row_bytes, true, scales, minimums, a.rows * row_side);
       }
       ahead_chunk += kStreamWarps;
       for (; ahead_chunk >= chunks; ahead_chunk -= chunks) ++ahead_job;
@@ -160,9 +158,9 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     jobs += count;
     if (count > 0) partial_groups = __ldcg(&a.list->groups) - (count - 1) * groups;
     __syncthreads();
-    if (lane == 0) fill();
+    fill();
   };
-  if (lane == 0) fill();
+  fill();
   allow_next_kernel();
   const auto all_await = [](const unsigned* signal) {
     if (threadIdx.x == 0) await<100>(signal);
@@ -210,11 +208,9 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
       any_down_rows<F, B>(rows, x, lane, to);
     }
     stream.pass();
-    if (Format<F>::quantized) stream.next_side();
-    if (lane == 0) {
-      --in_flight;
-      fill();
-    }
+    stream.next_side();
+    --in_flight;
+    fill();
   }
   __syncthreads();
 

@@ -1,5 +1,5 @@
 // The experts' first half: a block has some consecutive pairs of gate and up rows of the fixed slices and
-// some of the list's, a warp takes every kStreamWarps-th.
+// some of the list's, a warp takes every kRowWarps-th.
 #include <algorithm>
 
 #include "runtime/kernels/decode_router.cuh"
@@ -7,8 +7,6 @@
 
 namespace lighter::kernels {
 namespace {
-
-constexpr int kThreads = kStreamWarps * 32;
 
 struct GateUp {
   RowShape row;
@@ -26,20 +24,23 @@ struct GateUp {
   bool routing_first;  // no weights are fetched before the routing is done, whose loads would wait for them
 };
 
-// One thread.
-__device__ void await_arrival(const Arrivals& arrivals, int entry) {
-  const unsigned tag = arrival_tag(*static_cast<const volatile unsigned*>(arrivals.step), arrivals.moe_layer,
-                                   arrivals.moe_layers);
-  wait_for(arrivals.arrived + entry, tag, arrivals.error, arrivals.layer);
+// One warp.
+__device__ void await_arrival(const Arrivals& arrivals, int entry, int lane) {
+  if (lane == 0) {
+    const unsigned tag = arrival_tag(*static_cast<const volatile unsigned*>(arrivals.step),
+                                     arrivals.moe_layer, arrivals.moe_layers);
+    wait_for(arrivals.arrived + entry, tag, arrivals.error, arrivals.layer);
+  }
+  __syncwarp();
   asm volatile("fence.proxy.async.global;" ::: "memory");  // bulk copies read what has come
 }
 
 // Paged: not all slices are resident.
-template <WeightFormat F, int B, bool Paged>
+template <WeightFormat F, int B, int Columns, bool Paged>
 __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int blocks) {
-  constexpr int group = Format<F>::group;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  WarpStream stream(shared, a.stream, warp, lane);
+  constexpr int group = Format<F>::group, warps = kRowWarps<Columns>;
+  const int warp = this_warp(), lane = threadIdx.x % 32;
+  WarpStream<Format<F>::sides> stream(shared, a.stream, warp, lane);
   std::byte* const x_memory = shared + a.stream.bytes();
   const SharedX x = shared_x<F>(x_memory, a.row.columns, B);
   float* const scratch = reinterpret_cast<float*>(x_memory + x_bytes<F>(a.row.columns, B));
@@ -53,42 +54,42 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     if (list_known) return;
     list_known = true;
     if (a.list == nullptr) return;
-    if (a.lists != nullptr) await<40>(a.lists);
+    if (a.lists != nullptr && lane == 0) await<40>(a.lists);
+    __syncwarp();
     listed = part_of(__ldcg(&a.list->groups) * group, block, blocks);
   };
 
-  // Of the issuing lane: the row to come. It is in the fixed slices first, then in the list's.
-  int ahead = fixed.begin + warp, ahead_matrix = 0, ahead_segment = 0, ahead_job = -1, in_flight = 0;
+  // The piece to come. It is in the fixed slices first, then in the list's.
+  SliceRow ahead(fixed.begin + warp, a.width);
+  int ahead_matrix = 0, ahead_segment = 0, ahead_slice_job = -1, in_flight = 0;
   bool ahead_in_list = false;
   const std::byte* ahead_slice = nullptr;
   const auto issue = [&](bool may_wait) {
-    if (!ahead_in_list && ahead >= fixed.end) {
+    if (!ahead_in_list && ahead.row >= fixed.end) {
       if (!may_wait) return false;
       await_list();
       ahead_in_list = true;
-      ahead = listed.begin + warp;
-      ahead_job = -1;
+      ahead = SliceRow(listed.begin + warp, a.width);
+      ahead_slice_job = -1;
     }
-    if (ahead_in_list && ahead >= listed.end) return false;
-    const int job = ahead / a.width, in_slice = ahead % a.width;
-    if (job != ahead_job) {
-      if (Paged && a.arrivals.slots != nullptr) await_arrival(a.arrivals, job);
-      ahead_slice = ahead_in_list ? slice_at(a.list->entries[job]) : a.fixed + job * layout.bytes();
-      ahead_job = job;
+    if (ahead_in_list && ahead.row >= listed.end) return false;
+    if (ahead.job != ahead_slice_job) {
+      if (Paged && a.arrivals.slots != nullptr) await_arrival(a.arrivals, ahead.job, lane);
+      ahead_slice =
+          ahead_in_list ? slice_at(a.list->entries[ahead.job]) : a.fixed + ahead.job * layout.bytes();
+      ahead_slice_job = ahead.job;
     }
-    const std::byte* const from = ahead_slice + layout.matrix(ahead_matrix) + in_slice * row_bytes +
+    const std::byte* const from = ahead_slice + layout.matrix(ahead_matrix) + ahead.in_job * row_bytes +
                                   ahead_segment * a.row.segment_bytes;
-    const int64_t side = static_cast<int64_t>(in_slice) * a.row.side;
-    const bool sides = Format<F>::quantized && ahead_segment == 0;
-    stream.issue(from, a.row.segment_bytes,
-                 sides ? ahead_slice + layout.scales(ahead_matrix) + side : nullptr,
-                 sides && Format<F>::minimums ? ahead_slice + layout.minimums(ahead_matrix) + side : nullptr,
-                 a.row.side);
+    const int64_t side = static_cast<int64_t>(ahead.in_job) * a.row.side;
+    stream.issue(from, a.row.segment_bytes, ahead_segment == 0,
+                 ahead_slice + layout.scales(ahead_matrix) + side,
+                 ahead_slice + layout.minimums(ahead_matrix) + side, a.row.side);
     ++in_flight;
     if (++ahead_segment == a.row.segments) {
       ahead_segment = 0;
       ahead_matrix ^= 1;
-      if (ahead_matrix == 0) ahead += kStreamWarps;
+      if (ahead_matrix == 0) ahead.next(warps, a.width);
     }
     return true;
   };
@@ -96,12 +97,12 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
     while (in_flight < a.stream.stages && issue(may_wait)) {
     }
   };
-  if (!(Paged && a.routing_first) && lane == 0) fill(false);
-  const NormWeights<F> norm(a.input, a.row.columns);
+  if (!(Paged && a.routing_first)) fill(false);
+  const NormWeights<F, warps> norm(a.input, a.row.columns);
   allow_next_kernel();
   wait_for_previous_kernel();
   if (!Paged && lane == 0) {
-    int row = ahead, matrix = ahead_matrix, segment = ahead_segment;
+    int row = ahead.row, matrix = ahead_matrix, segment = ahead_segment;
     for (int i = 0; i < Format<F>::fetch_more && row < fixed.end; ++i) {
       bulk_prefetch(a.fixed + row / a.width * layout.bytes() + layout.matrix(matrix) +
                         row % a.width * row_bytes + segment * a.row.segment_bytes,
@@ -109,49 +110,45 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
       if (++segment == a.row.segments) {
         segment = 0;
         matrix ^= 1;
-        if (matrix == 0) row += kStreamWarps;
+        if (matrix == 0) row += warps;
       }
     }
   }
-  load_normed_x<F, B>(x, a.input, norm, scratch, a.row.columns, warp, lane);
+  load_normed_x<F, B, warps>(x, a.input, norm, scratch, a.row.columns, warp, lane);
   if (Paged && threadIdx.x == 0 && a.routing_first) await<40>(a.lists);
   __syncthreads();
-  if (Paged && lane == 0 && a.routing_first) fill(true);
+  if (Paged && a.routing_first) fill(true);
   const auto refill = [&] {
-    if (lane != 0) return;
     --in_flight;
     fill(true);
   };
 
+  const NormFactor<B, warps> factor(a.input, scratch, a.row.columns);
+  const RowX<F, B, Columns> row_x(x, lane);
   int weight_job = -1;
   float weight = 1;
   for (int part = 0; part < 2; ++part) {
     if (part == 1) {
-      if (lane == 0) {
-        await_list();
-        fill(true);
-      }
-      __syncwarp();
-      listed.begin = __shfl_sync(~0u, listed.begin, 0);
-      listed.end = __shfl_sync(~0u, listed.end, 0);
+      await_list();
+      fill(true);
     }
     const Range pairs = part == 0 ? fixed : listed;
-    for (int pair = pairs.begin + warp; pair < pairs.end; pair += kStreamWarps) {
-      const int job = pair / a.width;
-      if (part == 1 && a.input_weights != nullptr && lane < B && job != weight_job) {
+    for (SliceRow pair(pairs.begin + warp, a.width); pair.row < pairs.end; pair.next(warps, a.width)) {
+      const int job = pair.job;
+      if (part == 1 && a.input_weights != nullptr && job != weight_job) {
         weight_job = job;
         weight = __ldcg(a.input_weights + __ldcg(&a.list->entries[job].expert));
       }
       float gate[B], up[B];
-      dot_row<F, B>(stream, a.row, x, lane, gate, refill);
-      dot_row<F, B>(stream, a.row, x, lane, up, refill);
+      dot_row<F, B, Columns>(stream, a.row, row_x, lane, gate, refill);
+      dot_row<F, B, Columns>(stream, a.row, row_x, lane, up, refill);
       const int64_t to =
-          static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair % a.width;
+          static_cast<int64_t>(part == 0 ? job : a.fixed_jobs + job) * B * a.width + pair.in_job;
 #pragma unroll
       for (int b = 0; b < B; ++b) {
         if (lane != b) continue;
-        const float g = gate[b] * weight;
-        const float value = g / (1.0f + expf(-g)) * (up[b] * weight);
+        const float scale = weight * factor.of[b], g = gate[b] * scale;
+        const float value = __fdividef(g, 1.0f + __expf(-g)) * (up[b] * scale);
         if constexpr (Format<F>::quantized) {
           static_cast<float*>(a.out)[to + b * a.width] = value;
         } else {
@@ -179,25 +176,25 @@ struct GateUpRoles {
   LayerTimes* times = nullptr;
 };
 
-template <WeightFormat F, int B, bool Paged>
-__global__ void __launch_bounds__(kThreads, 2)
+template <WeightFormat F, int B, int Columns, bool Paged>
+__global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
     gate_up_kernel(const __grid_constant__ GateUp a, const __grid_constant__ GateUp host,
                    const __grid_constant__ GateUpRoles roles) {
   extern __shared__ __align__(128) std::byte shared[];
   const int block = blockIdx.x;
   if (block < roles.routing) {
-    route(roles.router, shared, &roles.signals->lists, block, roles.routing);
+    route<kRowWarps<Columns>>(roles.router, shared, &roles.signals->lists, block, roles.routing);
   } else if (Paged && block < roles.routing + roles.host) {
-    gate_up_block<F, B, Paged>(host, shared, block - roles.routing, roles.host);
+    gate_up_block<F, B, Columns, Paged>(host, shared, block - roles.routing, roles.host);
     if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->host_hidden);
   } else {
     const int before = roles.routing + roles.host;
-    gate_up_block<F, B, Paged>(a, shared, block - before, gridDim.x - before);
+    gate_up_block<F, B, Columns, Paged>(a, shared, block - before, gridDim.x - before);
     if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->device_hidden);
   }
 }
 
-template <WeightFormat F, int B>
+template <WeightFormat F, int B, int Columns>
 void run_gate_up(const DecodeGateUp& g, void* stream) {
   GateUp a{};
   a.row = row_shape<F>(g.hidden);
@@ -209,7 +206,7 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   a.input_weights = g.input_weights;
   a.out = g.out;
   const int64_t rest = x_and_scratch_bytes<F, B>(g.hidden);
-  a.stream = row_stream<F>(a.row, rest);
+  a.stream = row_stream<F>(a.row, kRowWarps<Columns>, rest);
   GateUpRoles roles;
   roles.times = g.times;
   if (g.router != nullptr) {
@@ -230,17 +227,17 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   // One block on each multiprocessor leaves the next kernel its place there; and beside one that reads host
   // memory another's copies would wait for it.
   const int workers = std::max(1, processors() - roles.routing - roles.host);
-  const auto kernel =
-      a.routing_first || roles.host > 0 ? gate_up_kernel<F, B, true> : gate_up_kernel<F, B, false>;
-  launch(kernel, dim3(roles.routing + roles.host + workers), kThreads, bytes, stream, "gate and up", a, host,
-         roles);
+  const bool paged = a.routing_first || roles.host > 0;
+  launch(paged ? gate_up_kernel<F, B, Columns, true> : gate_up_kernel<F, B, Columns, false>,
+         dim3(roles.routing + roles.host + workers), kRowWarps<Columns> * 32, bytes, stream, "gate and up", a,
+         host, roles);
 }
 
 }  // namespace
 
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {
-  dispatch(gate_up.format, gate_up.tokens, [&](auto format, auto tokens) {
-    run_gate_up<decltype(format)::value, decltype(tokens)::value>(gate_up, stream);
+  dispatch_rows(gate_up.format, gate_up.tokens, gate_up.hidden, [&](auto format, auto tokens, auto columns) {
+    run_gate_up<decltype(format)::value, decltype(tokens)::value, decltype(columns)::value>(gate_up, stream);
   });
 }
 

@@ -29,11 +29,13 @@ __device__ unsigned long long ranked(float value, int row) {
   return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(row));
 }
 
-template <WeightFormat F, int B>
-__global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __grid_constant__ Linear a) {
+template <WeightFormat F, int B, int Columns>
+__global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
+    linear_kernel(const __grid_constant__ Linear a) {
+  constexpr int warps = kRowWarps<Columns>;
   extern __shared__ __align__(128) std::byte shared[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  WarpStream stream(shared, a.stream, warp, lane);
+  const int warp = this_warp(), lane = threadIdx.x % 32;
+  WarpStream<Format<F>::sides> stream(shared, a.stream, warp, lane);
   std::byte* const x_memory = shared + a.stream.bytes();
   const SharedX x = shared_x<F>(x_memory, a.row.columns, B);
   float* const scratch = reinterpret_cast<float*>(x_memory + x_bytes<F>(a.row.columns, B));
@@ -41,23 +43,23 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   const int begin = static_cast<int>(static_cast<int64_t>(a.rows) * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(static_cast<int64_t>(a.rows) * (blockIdx.x + 1) / gridDim.x);
   const int64_t row_bytes = static_cast<int64_t>(a.row.segment_bytes) * a.row.segments;
+  // The piece to come, of row `ahead`.
   int ahead = begin + warp, ahead_segment = 0;
+  const std::byte* ahead_from = a.weights + ahead * row_bytes;
   const auto issue = [&] {
     if (ahead >= end) return;
-    const std::byte* const from = a.weights + ahead * row_bytes + ahead_segment * a.row.segment_bytes;
     const int64_t side = static_cast<int64_t>(ahead) * a.row.side;
-    const bool sides = Format<F>::quantized && ahead_segment == 0;
-    stream.issue(from, a.row.segment_bytes, sides ? a.scales + side : nullptr,
-                 sides && Format<F>::minimums ? a.minimums + side : nullptr, a.row.side);
+    stream.issue(ahead_from, a.row.segment_bytes, ahead_segment == 0, a.scales + side, a.minimums + side,
+                 a.row.side);
+    ahead_from += a.row.segment_bytes;
     if (++ahead_segment == a.row.segments) {
       ahead_segment = 0;
-      ahead += kStreamWarps;
+      ahead += warps;
+      ahead_from += (warps - 1) * row_bytes;
     }
   };
-  if (lane == 0) {
-    for (int i = 0; i < a.stream.stages; ++i) issue();
-  }
-  const NormWeights<F> norm(a.normed, a.row.columns);
+  for (int i = 0; i < a.stream.stages; ++i) issue();
+  const NormWeights<F, warps> norm(a.normed, a.row.columns);
   const auto fetch_more = [&](int pieces) {
     if (lane != 0) return;
     int row = ahead, segment = ahead_segment;
@@ -65,14 +67,14 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
       bulk_prefetch(a.weights + row * row_bytes + segment * a.row.segment_bytes, a.row.segment_bytes);
       if (++segment == a.row.segments) {
         segment = 0;
-        row += kStreamWarps;
+        row += warps;
       }
     }
   };
   constexpr int most_pieces = 16;
   const auto fetch_next = [&] {
     if (lane != 0 || a.next == nullptr) return;
-    const int64_t part = blockIdx.x * kStreamWarps + warp, parts = gridDim.x * kStreamWarps;
+    const int64_t part = blockIdx.x * warps + warp, parts = gridDim.x * warps;
     const int64_t first = a.next_bytes / 16 * part / parts * 16,
                   last = a.next_bytes / 16 * (part + 1) / parts * 16;
     if (first < last) bulk_prefetch(a.next + first, static_cast<uint32_t>(last - first));
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   wait_for_previous_kernel();
   if (!a.idle_before) fetch_more(Format<F>::fetch_more);
   if (a.normed.residual != nullptr) {
-    load_normed_x<F, B>(x, a.normed, norm, scratch, a.row.columns, warp, lane);
+    load_normed_x<F, B, warps>(x, a.normed, norm, scratch, a.row.columns, warp, lane);
   } else if (a.x != nullptr) {
     load_x<F>(x, a.x, a.row.columns, B);
   } else {
@@ -101,7 +103,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   };
   const auto before_of = [&](int row) {
     Values values{};
-    const int mine = row + lane * kStreamWarps;
+    const int mine = row + lane * warps;
 #pragma unroll
     for (int b = 0; b < B; ++b) {
       if (mine < end) values[b] = __ldcg(a.out + static_cast<int64_t>(b) * a.rows + mine);
@@ -115,30 +117,30 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2) linear_kernel(const __gr
   if (a.late_next) allow_next_kernel();
   __syncthreads();
 
+  const NormFactor<B, warps> factor(a.normed, scratch, a.row.columns);
+  const RowX<F, B, Columns> row_x(x, lane);
   unsigned long long best = 0;
-  for (int row = begin + warp, number = 0; row < end; row += kStreamWarps, ++number) {
+  for (int row = begin + warp, number = 0; row < end; row += warps, ++number) {
     float* const to = a.out + static_cast<int64_t>(min(lane, B - 1)) * a.rows + row;
     if (a.add && number > 0 && number % 32 == 0) added = before_of(row);
     float before[B];
 #pragma unroll
     for (int b = 0; b < B; ++b) before[b] = __shfl_sync(~0u, added[b], number % 32);
     float sum[B];
-    dot_row<F, B>(stream, a.row, x, lane, sum, [&] {
-      if (lane == 0) issue();
-    });
+    dot_row<F, B, Columns>(stream, a.row, row_x, lane, sum, issue);
 #pragma unroll
     for (int b = 0; b < B; ++b) {
-      if (lane == b) {
-        *to = before[b] + sum[b];
-        best = max(best, ranked(sum[b], row));
-      }
+      if (lane != b) continue;
+      const float value = __fmul_rn(sum[b], factor.of[b]);
+      *to = before[b] + value;
+      best = max(best, ranked(value, row));
     }
   }
   if (!a.idle_before) fetch_next();
   if (a.best != nullptr && lane < B && best != 0) atomicMax(a.best + lane, best);
 }
 
-template <WeightFormat F, int B>
+template <WeightFormat F, int B, int Columns>
 void run(const DecodeLinear& linear, void* stream) {
   Linear a{};
   a.row = row_shape<F>(linear.columns);
@@ -157,9 +159,10 @@ void run(const DecodeLinear& linear, void* stream) {
   a.next = linear.next;
   a.next_bytes = linear.next_bytes;
   const int64_t rest = x_and_scratch_bytes<F, B>(linear.columns);
-  a.stream = row_stream<F>(a.row, rest, linear.after_small ? kSpreadShared : kHalfShared);
+  constexpr int warps = kRowWarps<Columns>;
+  a.stream = row_stream<F>(a.row, warps, rest, linear.after_small ? kSpreadShared : kHalfShared);
   const int64_t least = linear.after_small ? kSpreadShared : 0;
-  launch(linear_kernel<F, B>, dim3(std::min(a.rows, processors())), kStreamWarps * 32,
+  launch(linear_kernel<F, B, Columns>, dim3(std::min(a.rows, processors())), warps * 32,
          std::max(least, a.stream.bytes() + rest), stream, "linear", a);
 }
 
@@ -175,8 +178,8 @@ std::string why_not_decodable(WeightFormat format, int64_t columns) {
 }
 
 void decode_linear(const DecodeLinear& linear, void* stream) {
-  dispatch(linear.format, linear.tokens, [&](auto format, auto tokens) {
-    run<decltype(format)::value, decltype(tokens)::value>(linear, stream);
+  dispatch_rows(linear.format, linear.tokens, linear.columns, [&](auto format, auto tokens, auto columns) {
+    run<decltype(format)::value, decltype(tokens)::value, decltype(columns)::value>(linear, stream);
   });
 }
 

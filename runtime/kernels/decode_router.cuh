@@ -14,10 +14,11 @@
 namespace lighter::kernels {
 
 constexpr int kMostRouterBlocks = 16;
-constexpr int kThreadsOfRouter = kStreamWarps * 32;
 constexpr int kScored = 4;  // experts of a block, where that is enough
 constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;
-constexpr int kAheadQuads = 3;  // of a row, that a thread has before the previous kernel has ended
+// Of a row, that a thread of so many has before the previous kernel has ended.
+template <int Threads>
+constexpr int kAheadQuads = (1280 + Threads - 1) / Threads;
 static_assert(kMostDecodeTokens == 1);
 
 // Shared memory of a routing block.
@@ -184,9 +185,10 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// Block `block` of `blocks`. Sets *lists to 1 when the lists and weights are there.
-__device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned* lists, int block,
-                             int blocks) {
+// Block `block` of `blocks`, of Warps warps. Sets *lists to 1 when the lists and weights are there.
+template <int Warps>
+__device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists, int block, int blocks) {
+  constexpr int threads = Warps * 32, ahead = kAheadQuads<threads>;
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = static_cast<int>(r.hidden / 4);
@@ -196,10 +198,10 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   const auto* const norm = static_cast<const uint2*>(r.input.weight);
   const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
   // What does not depend on the step's earlier kernels, before those have ended.
-  uint2 norm_ahead[kAheadQuads], row_ahead[kAheadQuads][kScored];
+  uint2 norm_ahead[ahead], row_ahead[ahead][kScored];
 #pragma unroll
-  for (int j = 0; j < kAheadQuads; ++j) {
-    const int i = threadIdx.x + j * kThreadsOfRouter;
+  for (int j = 0; j < ahead; ++j) {
+    const int i = threadIdx.x + j * threads;
     norm_ahead[j] = i < quads ? norm[i] : uint2{};
 #pragma unroll
     for (int e = 0; e < kScored; ++e) {
@@ -226,7 +228,7 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
     v.y *= n.y;
     v.z *= n.z;
     v.w *= n.w;
-    if (r.post.x != nullptr && i / kThreadsOfRouter % blocks == block) {
+    if (r.post.x != nullptr && i / threads % blocks == block) {
       reinterpret_cast<float4*>(r.post.x)[i] = v;
     }
 #pragma unroll
@@ -236,20 +238,20 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
       dots[e] += v.x * w.x + v.y * w.y + v.z * w.z + v.w * w.w;
     }
   };
-  float4 values[kAheadQuads];
+  float4 values[ahead];
 #pragma unroll
-  for (int j = 0; j < kAheadQuads; ++j) {
-    const int i = threadIdx.x + j * kThreadsOfRouter;
+  for (int j = 0; j < ahead; ++j) {
+    const int i = threadIdx.x + j * threads;
     values[j] = i < quads ? __ldcg(residual + i) : float4{};
   }
 #pragma unroll
-  for (int j = 0; j < kAheadQuads; ++j) {
-    const int i = threadIdx.x + j * kThreadsOfRouter;
+  for (int j = 0; j < ahead; ++j) {
+    const int i = threadIdx.x + j * threads;
     if (i >= quads) break;
     add(i, values[j], norm_ahead[j],
         [&](int e) { return e < kScored ? row_ahead[j][e] : rows[e * stride + i]; });
   }
-  for (int i = threadIdx.x + kAheadQuads * kThreadsOfRouter; i < quads; i += kThreadsOfRouter) {
+  for (int i = threadIdx.x + ahead * threads; i < quads; i += threads) {
     add(i, __ldcg(residual + i), norm[i], [&](int e) { return rows[e * stride + i]; });
   }
   squares = warp_sum(squares);
@@ -264,7 +266,7 @@ __device__ inline void route(const DecodeRouter& r, std::byte* memory, unsigned*
   const auto total = [&](int which) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kStreamWarps; ++i) sum += scratch.partial[i][which];
+    for (int i = 0; i < Warps; ++i) sum += scratch.partial[i][which];
     return sum;
   };
   const float unit = rsqrtf(total(0) / static_cast<float>(r.hidden) + r.input.eps);

@@ -41,4 +41,16 @@ __device__ inline Range part_of(int count, int block, int blocks) {
           static_cast<int>(static_cast<int64_t>(count) * (block + 1) / blocks)};
 }
 
+// A row of slices of `width` rows that are taken one after the other: of those that a warp takes.
+struct SliceRow {
+  int row, job, in_job;
+
+  __device__ SliceRow(int row, int width) : row(row), job(row / width), in_job(row % width) {}
+  __device__ void next(int warps, int width) {
+    row += warps;
+    in_job += warps;
+    for (; in_job >= width; in_job -= width) ++job;
+  }
+};
+
 }  // namespace lighter::kernels

@@ -1,4 +1,4 @@
-// A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that its first lane
+// A warp's own ring of weights in shared memory, filled by bulk copies (cp.async.bulk) that one of its lanes
 // issues ahead. Weights never change, so the ring is filled before the previous kernel has ended.
 //
 // A stage holds one piece of weights. Scales (and minima) come with a piece when there are any, into the side
@@ -12,7 +12,8 @@
 
 namespace lighter::kernels {
 
-constexpr int kStreamWarps = 16;   // of a block
+// Of a block. With few, each has twice the registers.
+constexpr int kStreamWarps = 16, kFewStreamWarps = 8;
 constexpr int kStageBytes = 2560;  // at most
 constexpr int kMostStages = 8;
 
@@ -72,9 +73,29 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// This thread's warp, in a way that tells the compiler that it is the same for all lanes.
+__device__ inline int this_warp() {
+  return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+// All lanes of a warp: true in one of them, always the same. In what it guards the compiler knows that there
+// is one; behind lane == 0 it makes a loop around each bulk copy.
+__device__ inline bool elected() {
+  uint32_t is_this;
+  asm volatile(
+      "{\n"
+      ".reg .pred this_one;\n"
+      "elect.sync _|this_one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, this_one;\n"
+      "}"
+      : "=r"(is_this));
+  return is_this != 0;
+}
+
 // The same for every warp of a launch; side_bytes: of one slot, scales and minima together. kept: scales
 // serve several pieces, so that a slot is still in use when its piece's stage is passed.
 struct StreamShape {
+  int warps = kStreamWarps;
   int stages = 0;
   int stage_bytes = kStageBytes;
   int side_bytes = 0;
@@ -85,18 +106,22 @@ struct StreamShape {
   __host__ __device__ int bytes_per_warp() const {
     return stages * stage_bytes + side_slots() * side_bytes + barrier_bytes();
   }
-  __host__ __device__ int bytes() const { return kStreamWarps * bytes_per_warp(); }
+  __host__ __device__ int bytes() const { return warps * bytes_per_warp(); }
 };
 
+// Sides: how many kinds of values a piece's side has, scales and minima.
+template <int Sides>
 class WarpStream {
  public:
   // memory: of the whole block, bytes() at a multiple of 128.
   __device__ WarpStream(std::byte* memory, const StreamShape& shape, int warp, int lane) : shape_(shape) {
     stages_ = memory + warp * shape.stages * shape.stage_bytes;
-    sides_ = memory + kStreamWarps * shape.stages * shape.stage_bytes +
+    sides_ = memory + shape.warps * shape.stages * shape.stage_bytes +
              warp * shape.side_slots() * shape.side_bytes;
+    stages_at_ = to_shared(stages_);
+    sides_at_ = to_shared(sides_);
     barriers_ = to_shared(
-        memory + kStreamWarps * (shape.stages * shape.stage_bytes + shape.side_slots() * shape.side_bytes) +
+        memory + shape.warps * (shape.stages * shape.stage_bytes + shape.side_slots() * shape.side_bytes) +
         warp * shape.barrier_bytes());
     if (lane == 0) {
       for (int i = 0; i < shape.stages; ++i) barrier_init(barriers_ + i * 8);
@@ -105,26 +130,31 @@ class WarpStream {
     __syncwarp();
   }
 
-  // One lane: the next piece. scales and minimums: side bytes each, or none.
-  __device__ void issue(const std::byte* weights, uint32_t bytes, const std::byte* scales,
+  // All lanes alike: the next piece. with_side: it brings scales, and minimums if there are any, of
+  // side_bytes each.
+  __device__ void issue(const std::byte* weights, uint32_t bytes, bool with_side, const std::byte* scales,
                         const std::byte* minimums, uint32_t side_bytes) {
-    const uint32_t barrier = begin_issue(bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
-    bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes), weights, bytes, barrier, policy_);
-    issue_side(scales, minimums, side_bytes, barrier);
-    end_issue();
+    issue_rows(weights, 1, bytes, 0, with_side, scales, minimums, side_bytes);
   }
 
   // The same for rows that do not lie together: `rows` pieces of row_bytes each.
   __device__ void issue_rows(const std::byte* weights, int rows, uint32_t row_bytes, uint32_t stride,
-                             const std::byte* scales, const std::byte* minimums, uint32_t side_bytes) {
-    const uint32_t barrier =
-        begin_issue(rows * row_bytes + side_bytes * ((scales != nullptr) + (minimums != nullptr)));
-    for (int i = 0; i < rows; ++i) {
-      bulk_copy(to_shared(stages_ + in_ * shape_.stage_bytes) + i * stride, weights + i * stride, row_bytes,
-                barrier, policy_);
+                             bool with_side, const std::byte* scales, const std::byte* minimums,
+                             uint32_t side_bytes) {
+    if (elected()) {
+      const uint32_t barrier = barriers_ + in_ * 8, to = stages_at_ + in_ * shape_.stage_bytes;
+      barrier_expect(barrier, rows * row_bytes + (with_side ? Sides * side_bytes : 0));
+      for (int i = 0; i < rows; ++i) {
+        bulk_copy(to + i * stride, weights + i * stride, row_bytes, barrier, policy_);
+      }
+      if (Sides > 0 && with_side) {
+        const uint32_t side = sides_at_ + side_in_ * shape_.side_bytes;
+        bulk_copy(side, scales, side_bytes, barrier, policy_);
+        if (Sides > 1) bulk_copy(side + side_bytes, minimums, side_bytes, barrier, policy_);
+      }
     }
-    issue_side(scales, minimums, side_bytes, barrier);
-    end_issue();
+    in_ = in_ + 1 == shape_.stages ? 0 : in_ + 1;
+    if (Sides > 0 && with_side) side_in_ = side_in_ + 1 == shape_.side_slots() ? 0 : side_in_ + 1;
   }
 
   // All lanes: waits for the oldest piece.
@@ -134,7 +164,9 @@ class WarpStream {
   }
   // The side slot of the oldest piece that brought scales and is not yet passed.
   __device__ const std::byte* side() const { return sides_ + side_out_ * shape_.side_bytes; }
-  __device__ void next_side() { side_out_ = side_out_ + 1 == shape_.side_slots() ? 0 : side_out_ + 1; }
+  __device__ void next_side() {
+    if (Sides > 0) side_out_ = side_out_ + 1 == shape_.side_slots() ? 0 : side_out_ + 1;
+  }
   // All lanes, when all have read the piece; then its stage may be issued anew.
   __device__ void pass() {
     __syncwarp();
@@ -145,27 +177,12 @@ class WarpStream {
   }
 
  private:
-  __device__ uint32_t begin_issue(uint32_t bytes) {
-    const uint32_t barrier = barriers_ + in_ * 8;
-    barrier_expect(barrier, bytes);
-    return barrier;
-  }
-  __device__ void issue_side(const std::byte* scales, const std::byte* minimums, uint32_t side_bytes,
-                             uint32_t barrier) {
-    if (scales == nullptr) return;
-    const uint32_t to = to_shared(sides_ + side_in_ * shape_.side_bytes);
-    bulk_copy(to, scales, side_bytes, barrier, policy_);
-    if (minimums != nullptr) bulk_copy(to + side_bytes, minimums, side_bytes, barrier, policy_);
-    side_in_ = side_in_ + 1 == shape_.side_slots() ? 0 : side_in_ + 1;
-  }
-  __device__ void end_issue() { in_ = in_ + 1 == shape_.stages ? 0 : in_ + 1; }
-
   const StreamShape& shape_;
   std::byte* stages_;
   std::byte* sides_;
-  uint32_t barriers_;
+  uint32_t stages_at_, sides_at_, barriers_;  // shared memory's own addresses
   const uint64_t policy_ = read_once();
-  int in_ = 0, side_in_ = 0;  // of the issuing lane
+  int in_ = 0, side_in_ = 0;
   int out_ = 0, side_out_ = 0;
   uint32_t phase_ = 0;
 };

@@ -147,14 +147,30 @@ std::vector<double> times(const Matrix& m, int64_t rows, int64_t columns, const 
   return y;
 }
 
-// weight: bf16.
-std::vector<float> normed(const std::vector<float>& x, const std::vector<__nv_bfloat16>& weight, double eps) {
+double norm_factor(const std::vector<float>& x, double eps) {
   double squares = 0;
   for (const float value : x) squares += static_cast<double>(value) * value;
-  const double unit = 1 / std::sqrt(squares / static_cast<double>(x.size()) + eps);
+  return 1 / std::sqrt(squares / static_cast<double>(x.size()) + eps);
+}
+
+// weight: bf16.
+std::vector<float> normed(const std::vector<float>& x, const std::vector<__nv_bfloat16>& weight, double eps) {
+  const double factor = norm_factor(x, eps);
   std::vector<float> y(x.size());
-  for (size_t i = 0; i < x.size(); ++i) y[i] = static_cast<float>(x[i] * unit * __bfloat162float(weight[i]));
+  for (size_t i = 0; i < x.size(); ++i)
+    y[i] = static_cast<float>(x[i] * factor * __bfloat162float(weight[i]));
   return y;
+}
+
+// What the kernels make of it: the factor comes after the rounding.
+std::vector<double> normed_as_seen(WeightFormat f, const std::vector<float>& x,
+                                   const std::vector<__nv_bfloat16>& weight, double eps) {
+  std::vector<float> y(x.size());
+  for (size_t i = 0; i < x.size(); ++i) y[i] = x[i] * __bfloat162float(weight[i]);
+  std::vector<double> seen = as_seen(f, y);
+  const double factor = norm_factor(x, eps);
+  for (double& value : seen) value *= factor;
+  return seen;
 }
 
 std::vector<__nv_bfloat16> norm_weight(size_t count) {
@@ -198,7 +214,7 @@ void check_linear(WeightFormat f, int64_t rows, int64_t columns, bool with_norm)
   }
   decode_linear(linear, nullptr);
   check(cudaDeviceSynchronize());
-  auto wanted = times(m, rows, columns, as_seen(f, with_norm ? normed(x, weight, 1e-5) : x));
+  auto wanted = times(m, rows, columns, with_norm ? normed_as_seen(f, x, weight, 1e-5) : as_seen(f, x));
   const auto best = std::max_element(wanted.begin(), wanted.end()) - wanted.begin();
   const auto got_best = 0xffffffffu - static_cast<unsigned>(to_host(linear.best, 1)[0]);
   if (static_cast<int64_t>(got_best) != best) {
@@ -372,7 +388,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
   std::vector<double> weights(experts);
   double total = 0;
   for (int i = 0; i < k; ++i) total += weights[order[i]] = std::exp(logits[order[i]] - logits[order[0]]);
-  const auto seen = as_seen(f, x);
+  const auto seen = normed_as_seen(f, residual, weight, 1e-5);
   std::vector<double> wanted(hidden);
   const auto add = [&](const std::vector<double>& y, double w) {
     for (int64_t i = 0; i < hidden; ++i) wanted[i] += w * y[i];
