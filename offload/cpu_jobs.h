@@ -77,7 +77,7 @@ class CpuJobs {
   static int64_t row_cost(const Job& job) { return job.uses < kUnitsOfRow ? kUnitsOfRow : job.uses; }
   // The job's row where this much of all work is before; one of as many as the kernels take at a time.
   static int64_t row_at(const Job& job, int64_t cost) {
-    const int64_t block = job.uses <= cpu_kernels::kFewTokens ? 4 : cpu_kernels::kRowBlock;
+    const int64_t block = job.uses < cpu_kernels::kAmxTokens ? 4 : cpu_kernels::kRowBlock;
     const int64_t row = cost < job.cost_before ? 0 : (cost - job.cost_before) / row_cost(job) / block * block;
     return job.columns.begin + (row < job.columns.count() ? row : job.columns.count());
   }

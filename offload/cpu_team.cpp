@@ -31,7 +31,7 @@ int64_t packed_bytes(SliceEncoding encoding, int64_t values) {
 WorkPieces gate_up_pieces(const CpuJobs& jobs, int workers) {
   const auto& layout = jobs.kernel().layout();
   const int64_t row = 2 * packed_bytes(layout.encoding, layout.hidden);
-  const int64_t least = jobs.most_uses() <= cpu_kernels::kFewTokens ? 1 : 2 * cpu_kernels::kRowBlock;
+  const int64_t least = jobs.most_uses() < cpu_kernels::kAmxTokens ? 1 : 2 * cpu_kernels::kRowBlock;
   const int64_t rows = std::max(least, kPieceBytes / row);
   return {jobs.gate_up_work(), rows * CpuJobs::kUnitsOfRow, workers};
 }

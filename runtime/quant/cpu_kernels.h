@@ -2,7 +2,7 @@
 // Internal to runtime/quant; users call cpu_slice.h.
 //
 // One arithmetic for all paths and numbers of tokens, so that their results are equal bit for bit, except for
-// more than kFewTokens with AMX, below. A row's result is, in fp32,
+// kAmxTokens and more with AMX, below. A row's result is, in fp32,
 //   int8: for each group g in order, for each of 16 lanes l:
 //         a[l] = fma(scale[g] * as[g], float(dot[g][l]), a[l])
 //   int4: for each pair of groups: the same, lanes 0–7 belong to the first group and 8–15 to the second (an
@@ -27,13 +27,13 @@
 namespace lighter::cpu_kernels {
 
 inline constexpr int64_t kRowBlock = 16;
-// Up to so many tokens any number of rows is multiplied about equally fast, beyond them blocks of kRowBlock are.
-inline constexpr int64_t kFewTokens = 4;
+// From so many tokens on AMX multiplies blocks of kRowBlock rows; with fewer, any number of rows is as good.
+inline constexpr int64_t kAmxTokens = 2;
 inline constexpr int64_t kLanes = QuantizedActivations::kLanes;
 inline constexpr int64_t kMaxGroups8 = kMaxPackedColumns / 128;
 inline constexpr int64_t kMaxGroups4 = kMaxPackedColumns / 64;
-// Asked for ahead, beyond the rows that are read side by side, into the second-level cache: on a Sapphire Rapids with
-// 15 threads 2 to 16 KB, and asking into the first level, read 3 to 15 % less.
+// Asked for ahead, beyond the rows that are read side by side, into the second-level cache: on a Sapphire
+// Rapids with 15 threads 2 to 16 KB, and asking into the first level, read 3 to 15 % less.
 inline constexpr int64_t kPrefetchBytes = 4096;
 
 // Where the packed rows of one matrix begin, or the same groups of columns of each.
@@ -63,16 +63,16 @@ using RowsKernel = void (*)(const Matrix& matrix, const Tokens& x, int64_t first
 struct Kernels {
   RowsKernel int8 = nullptr;
   RowsKernel int4 = nullptr;
-  // Rows that are read side by side for 1, up to 4 and up to 16 tokens, in int8 and in int4. Weights are asked for row
+  // Rows that are read side by side for 1 and for more tokens, in int8 and in int4. Weights are asked for row
   // after row, so those beside the first belong to the distance.
-  int64_t rows_at_once[2][3] = {{1, 1, 1}, {1, 1, 1}};
+  int64_t rows_at_once[2][2] = {{1, 1}, {1, 1}};
 };
 
 // How far ahead to ask for rows of so many bytes, `beyond` those that are read side by side.
-inline int64_t prefetch_distance(const Kernels& kernels, SliceEncoding encoding, int64_t tokens, int64_t row_bytes,
-                                 int64_t beyond = kPrefetchBytes) {
+inline int64_t prefetch_distance(const Kernels& kernels, SliceEncoding encoding, int64_t tokens,
+                                 int64_t row_bytes, int64_t beyond = kPrefetchBytes) {
   const auto& rows = kernels.rows_at_once[encoding == SliceEncoding::int4 ? 1 : 0];
-  return beyond + (rows[tokens <= 1 ? 0 : tokens <= kFewTokens ? 1 : 2] - 1) * row_bytes;
+  return beyond + (rows[tokens <= 1 ? 0 : 1] - 1) * row_bytes;
 }
 
 Kernels scalar_kernels();

@@ -292,7 +292,7 @@ LIGHTER_AVX512 void rows(const Matrix& matrix, const Tokens& x, int64_t first_ro
 Kernels avx512_kernels() {
   return {rows<SliceEncoding::int8>,
           rows<SliceEncoding::int4>,
-          {{kRowsOfOneToken[0], kMostRows, kMostRows}, {kRowsOfOneToken[1], kMostRows, kMostRows}}};
+          {{kRowsOfOneToken[0], kMostRows}, {kRowsOfOneToken[1], kMostRows}}};
 }
 
 }  // namespace lighter::cpu_kernels

@@ -265,6 +265,7 @@ TEST_CASE("all CPU paths give the same bits for ranges of columns and any rows")
       for (const SliceColumns columns : {SliceColumns{group, 2 * group}, {group, kWidth}, {0, 3 * group}}) {
         std::vector<Values> results;
         for (const CpuPath path : supported_cpu_paths()) {
+          if (path == CpuPath::amx && tokens >= cpu_kernels::kAmxTokens) continue;  // another order of sums
           const CpuSliceKernel kernel(encoding, kHidden, kWidth, path);
           const std::byte* bytes = slice.bytes.data();
           PrefetchStream ahead;
@@ -323,7 +324,8 @@ TEST_CASE("the caller is free while a batch is computed, and no jobs make zeros"
   CpuExperts cpu(options);
   Values result(x.size(), 3.0f);
   cpu.start(jobs, x.data(), 2, result.data());
-  CHECK(test::message_of<DeviceError>([&] { cpu.start(jobs, x.data(), 2, result.data()); }).find("busy") != std::string::npos);
+  CHECK(test::message_of<DeviceError>([&] { cpu.start(jobs, x.data(), 2, result.data()); }).find("busy") !=
+        std::string::npos);
   go = true;
   cpu.wait();
   CHECK(result == Values(x.size(), 0.0f));
@@ -441,7 +443,8 @@ TEST_CASE("a worker that dawdles is reported within about a second, and the dest
     cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
     gpu.post(0, 1, normal(kHidden, 1, 8201), {0}, 1);
     const auto begin = Clock::now();
-    CHECK(test::message_of<DeviceError>([&] { cpu.stop_polling(); }).find("have not ended") != std::string::npos);
+    CHECK(test::message_of<DeviceError>([&] { cpu.stop_polling(); }).find("have not ended") !=
+          std::string::npos);
     CHECK(seconds_since(begin) < 1.4);
   }
   CHECK(ended);
@@ -461,7 +464,8 @@ TEST_CASE("a batch whose worker dies ends with an error, and the next one works"
   const TokenUse use;
   model.add(jobs, 0, {&use, 1});
   const auto begin = Clock::now();
-  CHECK(test::message_of<DeviceError>([&] { computed(cpu, jobs, x); }) == "worker 2 of the CPU's experts failed: no more");
+  CHECK(test::message_of<DeviceError>([&] { computed(cpu, jobs, x); }) ==
+        "worker 2 of the CPU's experts failed: no more");
   CHECK(seconds_since(begin) < 1);
   deadly = false;
   CHECK(computed(cpu, jobs, x) == computed(other, jobs, x));
