@@ -37,23 +37,56 @@ struct DownRows {
 
 // Of piece `piece` of row `row`.
 template <WeightFormat F>
-__device__ float down_scale(const DownRows& r, int row, int piece) {
+__device__ float down_scale(const DownRows& r, int row, unsigned piece) {
   return scale_of<F>(r.sides + row * r.row_side, piece);
 }
 template <WeightFormat F>
-__device__ float down_minimum(const DownRows& r, int row, int piece) {
+__device__ float down_minimum(const DownRows& r, int row, unsigned piece) {
   return half_of(r.sides + (r.rows + row) * r.row_side, piece / 2);
 }
 
-// One warp: the rows' dot products to `to` [rows, B]. Rows of at most 32 pieces, 32 * N pieces in all: a lane
+// A lane's part of the sums over lanes of two values: the lanes without `bit` in their number go on with the
+// first, the others with the second.
+__device__ inline float fold(float first, float second, unsigned bit, unsigned lane) {
+  const bool upper = lane & bit;
+  return (upper ? second : first) + __shfl_xor_sync(~0u, upper ? first : second, bit);
+}
+__device__ inline float fold(float value, unsigned bit) {
+  return value + __shfl_xor_sync(~0u, value, bit);
+}
+
+// The sums of 4 or 5 values over each `Lanes` consecutive lanes: that of values[folded_value(lane)].
+template <int Lanes, int N>
+__device__ float fold_all(const float (&values)[N], unsigned lane) {
+  static_assert((N == 4 || N == 5) && Lanes >= 8);
+  constexpr unsigned bit = Lanes / 2;
+  float sum =
+      fold(fold(values[0], values[1], bit, lane), fold(values[2], values[3], bit, lane), bit / 2, lane);
+  if constexpr (N == 5) {
+    sum = fold(sum, fold(fold(values[4], bit), bit / 2), bit / 4, lane);
+  } else {
+    sum = fold(sum, bit / 4);
+  }
+#pragma unroll
+  for (unsigned rest = bit / 8; rest > 0; rest /= 2) sum = fold(sum, rest);
+  return sum;
+}
+template <int Lanes, int N>
+__device__ int folded_value(unsigned lane) {
+  if (N == 5 && (lane & Lanes / 8)) return 4;
+  return (lane & Lanes / 2 ? 1 : 0) + (lane & Lanes / 4 ? 2 : 0);
+}
+
+// One warp: the rows' dot products to `to` [rows, B]. Rows of `Lanes` pieces, 32 * N pieces in all: a lane
 // meets the same piece of x in all its rows.
-template <WeightFormat F, int B, int N>
-__device__ void down_rows(const DownRows& r, const SharedX& x, int lane, float* to) {
-  const int lanes = 1 << r.row_shift, piece = lane & (lanes - 1), row = lane >> r.row_shift,
-            step = 32 >> r.row_shift;
+template <WeightFormat F, int B, int N, int Lanes>
+__device__ void down_rows(const DownRows& r, const SharedX& x, unsigned lane, float* to) {
+  constexpr int step = 32 / Lanes;
+  const unsigned piece = lane % Lanes, row = lane / Lanes;
   uint4 w[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) w[i] = *reinterpret_cast<const uint4*>(r.weights + (i * 32 + lane) * 16);
+  const bool valid = static_cast<int>(piece) < r.valid;
 #pragma unroll
   for (int b = 0; b < B; ++b) {
     const XPiece<F> mine(x, r.columns, b, piece);
@@ -68,15 +101,11 @@ __device__ void down_rows(const DownRows& r, const SharedX& x, int lane, float* 
       if constexpr (Format<F>::minimums) {
         sum[i] = fmaf(down_minimum<F>(r, row + i * step, piece), of_minimum, sum[i]);
       }
-      if (piece >= r.valid) sum[i] = 0;
+      if (!valid) sum[i] = 0;
     }
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], distance);
-    }
-    if (piece != 0) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i) to[(row + i * step) * B + b] = sum[i];
+    const float folded = fold_all<Lanes>(sum, lane);
+    // Lanes that have the same one write the same.
+    to[(row + folded_value<Lanes, N>(lane) * step) * B + b] = folded;
   }
 }
 
@@ -199,11 +228,15 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
     const std::byte* const weights = stream.wait();
     const DownRows rows = {weights, stream.side(), a.row_shift, a.rows, row_side, a.width, valid};
     float* const to = parts + (job * my_rows + chunk * a.rows) * B;
-    const int rounds = a.row_shift > 5 ? 0 : (a.rows << a.row_shift) / 32;
-    if (rounds == 5) {
-      down_rows<F, B, 5>(rows, x, lane, to);
-    } else if (rounds == 4) {
-      down_rows<F, B, 4>(rows, x, lane, to);
+    const int rounds = (a.rows << a.row_shift) / 32;
+    if (rounds == 5 && a.row_shift == 5) {
+      down_rows<F, B, 5, 32>(rows, x, lane, to);
+    } else if (rounds == 5 && a.row_shift == 4) {
+      down_rows<F, B, 5, 16>(rows, x, lane, to);
+    } else if (rounds == 4 && a.row_shift == 5) {
+      down_rows<F, B, 4, 32>(rows, x, lane, to);
+    } else if (rounds == 4 && a.row_shift == 4) {
+      down_rows<F, B, 4, 16>(rows, x, lane, to);
     } else {
       any_down_rows<F, B>(rows, x, lane, to);
     }

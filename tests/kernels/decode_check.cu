@@ -490,7 +490,7 @@ DecodeAttention plain_attention(int heads, int64_t context) {
 void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, int64_t o_columns,
                  int64_t ffn, bool moe) {
   constexpr int layers = 12;
-  const int64_t width = 256;
+  const int64_t width = f == WeightFormat::bf16 ? 256 : 512;  // of the slices that Scout has
   const double value_bytes = f == WeightFormat::bf16   ? 2
                              : f == WeightFormat::int8 ? 1 + 2 / 128.
                                                        : 0.5 + 4 / 64.;
