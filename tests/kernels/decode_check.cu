@@ -744,6 +744,30 @@ void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool
   }
 }
 
+// The head of a model: logits, and the best of them.
+void time_head(const char* name, WeightFormat f, int64_t rows, int64_t columns) {
+  const double value_bytes = f == WeightFormat::bf16   ? 2
+                             : f == WeightFormat::int8 ? 1 + 2 / 128.
+                                                       : 0.5 + 4 / 64.;
+  const int64_t bytes = static_cast<int64_t>(static_cast<double>(rows * columns) * value_bytes) / 16 * 16;
+  std::byte* const memory = device_zeros<std::byte>(bytes);
+  fill_with_noise<<<1024, 256>>>(reinterpret_cast<uint64_t*>(memory), bytes / 8, engine());
+  DecodeLinear l;
+  l.format = f;
+  l.rows = rows;
+  l.columns = columns;
+  l.weights = memory;
+  l.scales = memory + rows * columns / (f == WeightFormat::int4 ? 2 : 1);
+  l.minimums = l.scales + rows * columns / 64 * 2;
+  l.normed = {to_device(normal(columns, 1)), to_device(norm_weight(columns)), 1e-5f};
+  l.out = device_zeros<float>(rows);
+  l.best = device_zeros<unsigned long long>(1);
+  const double us = microseconds([&](cudaStream_t s) { decode_linear(l, s); }, 20);
+  std::printf("%-10s %-5s %-17s %7.1f us,         %5.0f GB/s\n", name, name_of(f), "head", us,
+              static_cast<double>(bytes) / us / 1e3);
+  check(cudaFree(memory));
+}
+
 void time_attention(int heads, int64_t context) {
   const DecodeAttention a = plain_attention(heads, context);
   const double us = microseconds(
@@ -784,6 +808,9 @@ int main(int argc, char** argv) {
   time_layers("Scout", WeightFormat::int8, 5120, 7168, 5120, 8192, true);
   time_layers("Scout", WeightFormat::int4, 5120, 7168, 5120, 8192, true);
   time_layers("Llama-8B", WeightFormat::bf16, 4096, 6144, 4096, 14336, false);
+  for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
+    time_head("Scout", f, 202048, 5120);
+  }
   for (const int64_t context : {256, 1024, 2048, 8192}) {
     time_attention(40, context);
     time_attention(32, context);
