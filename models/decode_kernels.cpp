@@ -18,7 +18,7 @@ constexpr int kFetchedBlocks = 64;
 
 // Of o's weights, brought into the second-level cache before attention. More keeps attention waiting; bf16
 // gains nothing. Measured on an H100.
-constexpr int64_t kFetchedForO = 8 << 20;
+constexpr int64_t kFetchedForO = 4 << 20;
 
 class DecodeKernels {
  public:

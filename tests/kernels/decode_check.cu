@@ -537,7 +537,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
     l.add = add;
     if (!add && (parts & 16) && f != WeightFormat::bf16) {
       l.next = at + bytes_of(static_cast<double>(hidden) * qkv);
-      l.next_bytes = std::min<int64_t>(bytes_of(static_cast<double>(hidden) * o_columns), 8 << 20);
+      l.next_bytes = std::min<int64_t>(bytes_of(static_cast<double>(hidden) * o_columns), 4 << 20);
     }
     l.after_small = add && (parts & 16);
     l.late_next = parts & 16;
