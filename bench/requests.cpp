@@ -35,7 +35,7 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
   meter_.begin(counters_());
   for (int64_t made = 1; made < generated_tokens; ++made) {
     const auto step = Clock::now();
-    decode_step();
+    decode_step(made + 1 < generated_tokens);
     sample.step_s.push_back(seconds_since(step));
   }
   sample.decode = meter_.end(counters_());
@@ -45,7 +45,7 @@ RequestSample Requests::run(const std::vector<std::vector<int64_t>>& prompts, in
 
 bool Requests::one_more_step() {
   if (position_ >= model_.context()) return false;
-  decode_step();
+  decode_step(false);
   return true;
 }
 
@@ -73,11 +73,12 @@ void Requests::prefill(const std::vector<std::vector<int64_t>>& prompts) {
   last_.push_back(next);
 }
 
-void Requests::decode_step() {
+void Requests::decode_step(bool goes_on) {
   check_interrupted();
   Step step;
   for (size_t i = 0; i < last_.size(); ++i) step.add(static_cast<int>(i), position_, &last_[i], 1);
   ++position_;
+  step.goes_on = goes_on;
   last_ = model_.likeliest(step);
 }
 

@@ -30,7 +30,7 @@ class Requests {
  private:
   // The next sequence, or as many as fit into one step.
   void prefill(const std::vector<std::vector<int64_t>>& prompts);
-  void decode_step();
+  void decode_step(bool goes_on);
   void check_interrupted() const;
 
   Model& model_;

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -88,37 +89,32 @@ class CudaDecodeGraph : public DecodeGraph {
     cudaEventDestroy(ended_);
   }
 
-  int64_t step(int64_t token, int64_t position) override {
-    update_places();
-    kv_.reserve(kSequence, position);
-    kernels::StepInput& input = *on_host_.input;
-    input.step = ++step_;
-    input.zero_copy_share = share_.device_share();
-    input.tokens[0] = static_cast<int>(token);
-    input.positions[0] = static_cast<int>(position);
-    write_tables(position);
-    if (workers_ != nullptr && !working_) {
-      MissWork work{*mailbox_, &places_, &input.zero_copy_share, {}};
-      if (shape_.fetches) work.arrivals = {on_device_.slots, on_device_.slot_arrived, on_host_.tags};
-      workers_->start(work, step_);
-      working_ = true;
+  int64_t step(int64_t token, int64_t position, bool goes_on) override {
+    if (ahead_ && (token != ahead_->token || position != ahead_->position)) await_ahead();
+    if (!ahead_) enqueue(token, position);
+    ahead_.reset();
+    const unsigned step = step_;
+    if (goes_on && shape_.all_resident && position + 1 < shape_.context) {
+      enqueue(kernels::kFoundToken, position + 1);
+      ahead_ = {.token = kernels::kFoundToken, .position = position + 1};
     }
-    const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
-    check(cudaGraphLaunch(executable.get(), stream_), "launching");
-    await_step();
-    if (on_host_.output->error == kernels::kNotFinite) {
+    await(step);
+    const kernels::StepOutput& output = on_host_.output[slot_of(step)];
+    if (output.error == kernels::kNotFinite) {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
                         "; the weights are damaged, or the model needs decode: eager");
     }
-    if (on_host_.output->error != 0) throw_late(static_cast<int>(on_host_.output->error) - 1);
+    if (output.error != 0) throw_late(static_cast<int>(output.error) - 1);
     if (shape_.fetches && working_) await_fetcher();
-    share_.step_ended(static_cast<int>(on_host_.output->late), shape_.experts.layers);
-    count();
-    if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen());
-    return on_host_.output->ids[0];
+    share_.step_ended(static_cast<int>(output.late), shape_.experts.layers);
+    count(step);
+    if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen(step));
+    if (ahead_) ahead_->token = output.ids[0];
+    return output.ids[0];
   }
 
   void rest() override {
+    if (ahead_) await_ahead();
     if (!working_) return;
     working_ = false;
     workers_->stop();
@@ -134,17 +130,63 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
  private:
+  // A step that is enqueued though nobody has asked for it yet.
+  struct Ahead {
+    int64_t token, position;
+  };
+
+  // Where a step's input and output are: the device counts the completed ones.
+  int slot_of(unsigned step) const { return static_cast<int>((step - 1) % steps_at_once(shape_)); }
   // [layers, k]
-  std::span<const int> chosen() const {
-    return {on_host_.chosen, static_cast<size_t>(shape_.experts.layers * spec_.experts_per_token)};
+  std::span<const int> chosen(unsigned step) const {
+    const auto count = static_cast<size_t>(shape_.experts.layers * spec_.experts_per_token);
+    return {on_host_.chosen + slot_of(step) * count, count};
+  }
+
+  void enqueue(int64_t token, int64_t position) {
+    update_places();
+    kv_.reserve(kSequence, position);
+    const int slot = slot_of(++step_);
+    kernels::StepInput& input = on_host_.input[slot];
+    input.step = step_;
+    input.zero_copy_share = share_.device_share();
+    input.tokens[0] = static_cast<int>(token);
+    input.positions[0] = static_cast<int>(position);
+    write_tables(position, on_host_.tables + slot * tables_.entries);
+    if (workers_ != nullptr && !working_) {
+      MissWork work{*mailbox_, &places_, &input.zero_copy_share, {}};
+      if (shape_.fetches) work.arrivals = {on_device_.slots, on_device_.slot_arrived, on_host_.tags};
+      workers_->start(work, step_);
+      working_ = true;
+    }
+    const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
+    check(cudaGraphLaunch(executable.get(), stream_), "launching");
   }
 
   // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a
   // worker, for whom all the others wait.
-  void await_step() {
-    if (!working_) return check(cudaStreamSynchronize(stream_), "running");
-    check(cudaEventRecord(ended_, stream_), "recording");
-    check(cudaEventSynchronize(ended_), "running");
+  void await(unsigned step) {
+    if (working_) {
+      check(cudaEventRecord(ended_, stream_), "recording");
+      check(cudaEventSynchronize(ended_), "running");
+      return;
+    }
+    constexpr int between_queries = 4096;
+    const std::atomic_ref done(on_host_.output[slot_of(step)].step);
+    for (int turn = 1; done.load(std::memory_order_acquire) != step; ++turn) {
+      if (turn % between_queries != 0) continue;
+      const cudaError_t state = cudaStreamQuery(stream_);
+      if (state == cudaSuccess && done.load(std::memory_order_acquire) != step) {
+        throw DeviceError("the decode graph: step " + std::to_string(step) + " has ended without a result");
+      }
+      if (state != cudaErrorNotReady) check(state, "running");
+    }
+  }
+
+  // Its result is of no use.
+  void await_ahead() {
+    ahead_.reset();
+    check(cudaStreamSynchronize(stream_), "running");
   }
 
   // Nothing in a step waits for a fetcher at a layer without misses, but it must not look into the next
@@ -183,29 +225,29 @@ class CudaDecodeGraph : public DecodeGraph {
     if (first && !shape_.all_resident) upload(places_.host, on_device_.host_table);
   }
 
-  void write_tables(int64_t position) {
+  void write_tables(int64_t position, int* to) {
     int at = 0;
     for (const bool chunked : {false, true}) {
       if (tables_.blocks[chunked] == 0) continue;
       const auto& blocks = kv_.table(chunked).blocks(kSequence);
-      std::copy(blocks.begin(), blocks.end(), on_host_.tables + at);
+      std::copy(blocks.begin(), blocks.end(), to + at);
       at += tables_.blocks[chunked];
     }
     if (!schedule_) return;
     std::vector<int64_t> experts(spec_.experts_per_token);
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
       schedule_(layer, position, experts.data());
-      std::copy(experts.begin(), experts.end(),
-                on_host_.tables + tables_.forced_at + layer * spec_.experts_per_token);
+      std::copy(experts.begin(), experts.end(), to + tables_.forced_at + layer * spec_.experts_per_token);
     }
   }
 
-  void count() {
+  void count(unsigned step) {
+    const auto experts = chosen(step);
     const int groups = groups_per_slice(shape_);
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
       uint64_t missed_here = 0;
       for (int rank = 0; rank < spec_.experts_per_token; ++rank) {
-        const int expert = on_host_.chosen[layer * spec_.experts_per_token + rank];
+        const int expert = experts[static_cast<size_t>(layer * spec_.experts_per_token + rank)];
         const size_t first = shape_.experts.index({layer, expert, 0});
         const auto begin = places_.device.begin() + static_cast<int64_t>(first);
         const auto missed = static_cast<uint64_t>(std::count(begin, begin + shape_.experts.slices, nullptr));
@@ -284,7 +326,8 @@ class CudaDecodeGraph : public DecodeGraph {
   Executable long_step_;         // of the others, if there are any
   cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
   SlicePlaces places_;
-  unsigned step_ = 0;
+  unsigned step_ = 0;           // the latest that is enqueued
+  std::optional<Ahead> ahead_;  // it, if nobody has asked for it
   ExpertCounters counters_;
 };
 

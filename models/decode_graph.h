@@ -1,7 +1,8 @@
-// Decoding without the host: one token of one sequence as one CUDA graph, from the token's id to the next one's.
-// What changes from step to step (token, position, KV blocks, step number) is written to mapped memory before
-// the graph is launched. Slices that are not resident are read by the GPU from host memory, or computed by
-// workers on the CPU, or both, or copied to the GPU, beside the work on resident ones; see runtime/kernels/decode.h.
+// Decoding without the host: one token of one sequence as one CUDA graph, from the token's id to the next
+// one's. What changes from step to step (token, position, KV blocks, step number) is written to mapped memory
+// before the graph is launched; a token can be the one that the step before has found. Slices that are not
+// resident are read by the GPU from host memory, or computed by workers on the CPU, or both, or copied to the
+// GPU, beside the work on resident ones; see runtime/kernels/decode.h.
 //
 // Built for one model on one device; not thread-safe. Steps throw DeviceError.
 #pragma once
@@ -46,9 +47,11 @@ class DecodeGraph {
  public:
   virtual ~DecodeGraph() = default;
 
-  // Enqueues the step and waits for it; returns the likeliest next token.
-  virtual int64_t step(int64_t token, int64_t position) = 0;
-  // Lets the workers sleep until the next step. Throws what they met.
+  // Enqueues the step and waits for it; returns the likeliest next token. goes_on: that token will probably
+  // be the next step's. With all experts on the device that step is then enqueued already, so that the device
+  // need not wait for the host; if another one comes instead, it waits for this one's end.
+  virtual int64_t step(int64_t token, int64_t position, bool goes_on) = 0;
+  // Ends what is enqueued, and lets the workers sleep until the next step. Throws what they met.
   virtual void rest() = 0;
   // [1, vocab] fp32 on the host: of the last step.
   virtual at::Tensor logits() const = 0;

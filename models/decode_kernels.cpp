@@ -39,6 +39,8 @@ class DecodeKernels {
   void enqueue() {
     kernels::DecodeBegin begin;
     begin.input = on_host_.input;
+    begin.completed = on_device_.completed;
+    begin.slots = steps_at_once(shape_);
     begin.state = on_device_.state;
     begin.hidden = spec_.hidden;
     begin.embedding = data(spec_.tied_head ? WeightRole::head : WeightRole::embedding);
@@ -70,6 +72,8 @@ class DecodeKernels {
     end.error = on_device_.error;
     end.state = on_device_.state;
     end.out = on_host_.output;
+    end.completed = on_device_.completed;
+    end.slots = steps_at_once(shape_);
     end.signals = on_device_.signals;
     end.layers = shape_.experts.layers;
     end.chosen_from = on_device_.chosen;

@@ -55,6 +55,7 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
   best = room.take<unsigned long long>(1);
   error = room.take<unsigned>(1);
   late = room.take<unsigned>(1);
+  completed = room.take<unsigned>(1);
   const auto hidden = [&](WeightFormat format, int64_t values) {
     return room.take<std::byte>(values * (format == WeightFormat::bf16 ? 2 : 4));
   };
@@ -96,10 +97,11 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
 }
 
 HostRoom::HostRoom(Room& room, const DecodeGraphShape& shape) {
-  input = room.take<kernels::StepInput>(1);
-  output = room.take<kernels::StepOutput>(1);
-  tables = room.take<int>(TableLayout(shape).entries);
-  chosen = room.take<int>(std::max(1, shape.experts.layers * shape.spec.experts_per_token));
+  const int slots = steps_at_once(shape);
+  input = room.take<kernels::StepInput>(slots);
+  output = room.take<kernels::StepOutput>(slots);
+  tables = room.take<int>(slots * TableLayout(shape).entries);
+  chosen = room.take<int>(slots * std::max(1, shape.experts.layers * shape.spec.experts_per_token));
   times = room.take<kernels::LayerTimes>(shape.all_resident ? 0 : shape.experts.layers);
   mailbox = room.take<std::byte>(shape.with_workers || shape.fetches
                                      ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape)))

@@ -49,7 +49,7 @@ struct DeviceRoom {
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *late, *arrived;
+  unsigned *error, *late, *arrived, *completed;
   kernels::LayerSignals* signals;
   float* router_logits;
   // Hidden activations, as the kernels take them.
@@ -67,7 +67,12 @@ struct DeviceRoom {
   DeviceRoom(Room& room, const DecodeGraphShape& shape);
 };
 
-// Pointers into mapped host memory.
+// Steps that can be enqueued at once: slots in mapped host memory, taken in turns.
+inline int steps_at_once(const DecodeGraphShape& shape) {
+  return shape.all_resident ? 2 : 1;
+}
+
+// Pointers into mapped host memory. Of each slot: input, output, tables, chosen.
 struct HostRoom {
   kernels::StepInput* input;
   kernels::StepOutput* output;

@@ -26,7 +26,7 @@ bool Decoder::fits_graph(const Step& step) const {
 }
 
 std::vector<int64_t> Decoder::likeliest(const Step& step) {
-  if (fits_graph(step)) return {graph_->step(step.tokens[0], step.positions[0])};
+  if (fits_graph(step)) return {graph_->step(step.tokens[0], step.positions[0], step.goes_on)};
   const at::Tensor ids = logits(last_hidden_states(step)).argmax(1).cpu();  // waits for the device
   if (executor_ != nullptr) executor_->between_steps();
   return {ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + ids.numel()};
@@ -34,10 +34,11 @@ std::vector<int64_t> Decoder::likeliest(const Step& step) {
 
 at::Tensor Decoder::forward(const Step& step) {
   if (fits_graph(step)) {
-    graph_->step(step.tokens[0], step.positions[0]);
+    graph_->step(step.tokens[0], step.positions[0], false);
     return graph_->logits();
   }
-  at::Tensor result = logits(step.all_logits ? hidden_states(step) : last_hidden_states(step)).cpu();  // waits
+  at::Tensor result =
+      logits(step.all_logits ? hidden_states(step) : last_hidden_states(step)).cpu();  // waits
   if (executor_ != nullptr) executor_->between_steps();
   return result;
 }
@@ -78,7 +79,8 @@ at::Tensor Decoder::embed(const Step& step) const {
   }
   // The device reads the rows from page-locked host memory itself.
   const at::Tensor& table = weights_.at(WeightRole::embedding);
-  return view_of(table.const_data_ptr(), table.sizes(), device_, dtype_).index_select(0, to_device(step.tokens, device_));
+  return view_of(table.const_data_ptr(), table.sizes(), device_, dtype_)
+      .index_select(0, to_device(step.tokens, device_));
 }
 
 at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const Step& step) const {

@@ -133,6 +133,8 @@ GenerateResult Generator::generate(const GenerateRequest& request, const OnText&
     Step step;
     step.add(kSequence, position++, &id, 1);
     if (greedy) {
+      step.goes_on =
+          static_cast<int64_t>(result.ids.size()) + 1 < request.max_tokens && position < model_.context();
       likeliest = model_.likeliest(step).front();
     } else {
       logits = last_row(model_.forward(step));

@@ -12,6 +12,7 @@ struct Step {
   std::vector<int> sequences;          // slots of the sequences in the KV cache
   std::vector<int64_t> offsets = {0};  // sequence i has tokens [offsets[i], offsets[i + 1])
   bool all_logits = false;             // of every token; else of each sequence's last one
+  bool goes_on = false;  // for likeliest(): the token that it finds will probably be the next step's
 
   // Appends count tokens of one sequence, the first at `position`.
   void add(int sequence, int64_t position, const int64_t* first, int64_t count) {

@@ -111,7 +111,7 @@ struct Arrivals {
   const unsigned* arrived = nullptr;  // of entry i: arrival_tag() of step and layer once it is there
   const unsigned* step = nullptr;
   unsigned* error = nullptr;  // set to 1 + the layer when a slice does not come in time
-  int layer = 0;  // of the model, for errors
+  int layer = 0;              // of the model, for errors
   int moe_layer = 0, moe_layers = 0;
 };
 
@@ -235,14 +235,17 @@ struct StepInput {
   int tokens[kMostDecodeTokens] = {};
   int positions[kMostDecodeTokens] = {};
 };
+constexpr int kFoundToken = -1;  // as a step's token: the one that the step before has found
 struct DecodeBegin {
-  const StepInput* input = nullptr;  // mapped host memory
-  StepInput* state = nullptr;        // device
+  const StepInput* input = nullptr;     // [slots], mapped host memory
+  const unsigned* completed = nullptr;  // steps, which decide the slot; one word
+  int slots = 1;
+  StepInput* state = nullptr;  // device
   int tokens = 1;
   int64_t hidden = 0;
   const void* embedding = nullptr;  // bf16 [vocab, hidden], device or mapped host memory
   float* residual = nullptr;
-  const int* tables_from = nullptr;  // block tables and forced experts: mapped
+  const int* tables_from = nullptr;  // [slots, table_entries]: block tables and forced experts, mapped
   int* tables_to = nullptr;          // device
   int table_entries = 0;
   unsigned long long* best = nullptr;  // [tokens], set to 0
@@ -265,12 +268,14 @@ struct DecodeEnd {
   const unsigned long long* best = nullptr;  // [tokens]
   const unsigned *late = nullptr, *error = nullptr;
   const StepInput* state = nullptr;
-  StepOutput* out = nullptr;  // mapped host memory
+  StepOutput* out = nullptr;      // [slots], mapped host memory
+  unsigned* completed = nullptr;  // one more
+  int slots = 1;
   int tokens = 1;
   LayerSignals* signals = nullptr;  // [layers], set to 0 for the next step
   int layers = 0;
   const int* chosen_from = nullptr;        // device, [layers, k]
-  int* chosen_to = nullptr;                // mapped host memory, as is times_to
+  int* chosen_to = nullptr;                // [slots, chosen], mapped host memory, as is times_to
   int chosen = 0;                          // layers * k
   const LayerTimes* times_from = nullptr;  // [layers], or null
   LayerTimes* times_to = nullptr;

@@ -13,13 +13,21 @@ namespace {
 
 constexpr int kThreads = 256;
 
+__device__ inline int best_id(unsigned long long best) {
+  return static_cast<int>(0xffffffffu - static_cast<unsigned>(best));
+}
+
 // Does not let the next kernel begin: attention reads positions and tables without waiting for its
 // predecessor.
 __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
   wait_for_previous_kernel();
   const int token = blockIdx.x;
+  const int slot = static_cast<int>(*b.completed % b.slots);
+  const StepInput* const input = b.input + slot;
   if (token < b.tokens) {
-    const int id = b.input->tokens[token];
+    const int given = input->tokens[token];
+    const int id = given == kFoundToken ? best_id(b.best[token]) : given;
+    __syncthreads();
     const auto* const row =
         static_cast<const uint4*>(b.embedding) + static_cast<int64_t>(id) * (b.hidden / 8);
     float* const to = b.residual + token * b.hidden;
@@ -36,11 +44,12 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
     return;
   }
   // The last block: everything else.
-  for (int i = threadIdx.x; i < b.table_entries; i += kThreads) b.tables_to[i] = b.tables_from[i];
+  for (int i = threadIdx.x; i < b.table_entries; i += kThreads) {
+    b.tables_to[i] = b.tables_from[slot * b.table_entries + i];
+  }
   constexpr int words = sizeof(StepInput) / 4;
   if (threadIdx.x < words) {
-    reinterpret_cast<unsigned*>(b.state)[threadIdx.x] =
-        reinterpret_cast<const unsigned*>(b.input)[threadIdx.x];
+    reinterpret_cast<unsigned*>(b.state)[threadIdx.x] = reinterpret_cast<const unsigned*>(input)[threadIdx.x];
   }
   if (b.times != nullptr) {
     for (int i = threadIdx.x; i < b.layers; i += kThreads) b.times[i] = {};
@@ -51,22 +60,25 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
 
 __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   wait_for_previous_kernel();
+  const int slot = static_cast<int>(*e.completed % e.slots);
+  StepOutput* const out = e.out + slot;
   for (int i = threadIdx.x; i < e.layers; i += kThreads) {
     e.signals[i] = {};
     if (e.times_from != nullptr) e.times_to[i] = e.times_from[i];
   }
-  for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[i] = e.chosen_from[i];
+  for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[slot * e.chosen + i] = e.chosen_from[i];
   if (static_cast<int>(threadIdx.x) < e.tokens) {
-    e.out->ids[threadIdx.x] = static_cast<int>(0xffffffffu - static_cast<unsigned>(e.best[threadIdx.x]));
+    out->ids[threadIdx.x] = best_id(e.best[threadIdx.x]);
   }
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) {
     constexpr unsigned infinity = 0xff800000u;  // as ranked
-    e.out->late = *e.late;
-    e.out->error = static_cast<unsigned>(e.best[0] >> 32) >= infinity ? kNotFinite : *e.error;
+    ++*e.completed;
+    out->late = *e.late;
+    out->error = static_cast<unsigned>(e.best[0] >> 32) >= infinity ? kNotFinite : *e.error;
     __threadfence_system();
-    *reinterpret_cast<volatile unsigned*>(&e.out->step) = e.state->step;
+    *reinterpret_cast<volatile unsigned*>(&out->step) = e.state->step;
   }
 }
 

@@ -104,6 +104,49 @@ TEST_CASE("single tokens get the logits of eager decoding, too, where the kernel
   CHECK(relative_error(logits(DecodeMode::graph), logits(DecodeMode::eager)) < 0.03);
 }
 
+TEST_CASE("greedy steps give the same tokens whether or not the next one is enqueued before they end") {
+  const SmallCheckpoint checkpoint("mixtral", kDecodable);
+  Config config = checkpoint.config(DType::bf16);
+  config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
+  config.memory.host_budget_bytes = uint64_t{512} << 20;
+  config.memory.context = 64;
+  config.offload.resident = 1.0;
+  LoadedModel model(config);
+  Model& decoder = model.session.decoder();
+  const auto prompt = some_ids(checkpoint.spec.vocab);
+  const auto count = static_cast<int64_t>(prompt.size());
+  // surprise: what follows the third of the model's own tokens is another one.
+  const auto tokens = [&](bool goes_on, bool surprise) {
+    decoder.release(0);
+    Step first;
+    first.add(0, 0, prompt.data(), count);
+    std::vector<int64_t> ids = decoder.likeliest(first);
+    for (int64_t position = count; position < config.memory.context; ++position) {
+      int64_t next = ids.back();
+      if (surprise && position == count + 2) next = (next + 1) % checkpoint.spec.vocab;
+      Step step;
+      step.add(0, position, &next, 1);
+      step.goes_on = goes_on;  // beyond the context, too
+      ids.push_back(decoder.likeliest(step).front());
+    }
+    return ids;
+  };
+  const auto one_by_one = tokens(false, false), surprised = tokens(false, true);
+  CHECK(one_by_one != surprised);
+  CHECK(tokens(true, false) == one_by_one);
+  CHECK(tokens(true, true) == surprised);
+  // A prompt, and logits, right after a step that would have gone on.
+  decoder.release(0);
+  Step half;
+  half.add(0, 0, prompt.data(), count);
+  int64_t next = decoder.likeliest(half).front();
+  Step step;
+  step.add(0, count, &next, 1);
+  step.goes_on = true;
+  decoder.likeliest(step);
+  CHECK(tokens(true, false) == one_by_one);
+}
+
 TEST_CASE(
     "when the workers of a decode step have died, the step ends within a second with an error that says so") {
   if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
