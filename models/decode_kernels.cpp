@@ -19,6 +19,8 @@ constexpr int kFetchedBlocks = 64;
 // Of o's weights, brought into the second-level cache before attention. More keeps attention waiting; bf16
 // gains nothing. Measured on an H100.
 constexpr int64_t kFetchedForO = 4 << 20;
+// What memory delivers while attention is computed. If o is less, it can begin with the experts.
+constexpr int64_t kReadDuringAttention = 16 << 20;
 
 class DecodeKernels {
  public:
@@ -114,8 +116,8 @@ class DecodeKernels {
     auto qkv =
         linear(WeightRole::qkv, layer, q + 2 * spec_.kv_heads * spec_.head_dim, spec_.hidden, on_device_.qkv);
     qkv.normed = normed(WeightRole::attention_norm, layer);
-    qkv.after_small = qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
-    qkv.late_next = true;
+    qkv.idle_before = !shape_.all_resident;  // the layer before waits for what is missed
+    qkv.after_small = qkv.late_next = true;
     // During attention memory has little to do.
     if (const PackedWeight* const packed = weights_.packed(WeightRole::o, layer)) {
       qkv.next = packed->data;
@@ -151,7 +153,12 @@ class DecodeKernels {
     auto o = linear(WeightRole::o, layer, spec_.hidden, q, on_device_.residual);
     o.x = on_device_.attended;
     o.add = true;
-    o.after_small = o.late_next = true;
+    o.after_small = true;
+    o.late_next = !shape_.all_resident;
+    const PackedWeight* const packed_o = weights_.packed(WeightRole::o, layer);
+    if (shape_.all_resident && packed_o != nullptr && packed_o->bytes() <= kReadDuringAttention) {
+      o.first_pairs = first_pairs(layer);
+    }
     kernels::decode_linear(o, stream_);
   }
 
@@ -303,6 +310,19 @@ class DecodeKernels {
       d.host_arrives = shape_.fetches;
     }
     return d;
+  }
+
+  // Of the network that every token passes; none if it is not packed.
+  kernels::FirstPairs first_pairs(int layer) const {
+    const FixedFfn ffn = fixed_ffn(layer);
+    if (ffn.count == 0 || ffn.down != nullptr) return {};
+    auto gate_up = gate_up_of(ffn, layer);
+    kernels::DecodeRouter routing;
+    if (spec_.layers[layer].moe_layer >= 0) {
+      routing = router(layer);
+      gate_up.router = &routing;
+    }
+    return kernels::first_pairs(gate_up);
   }
 
   // Null: all experts are resident.

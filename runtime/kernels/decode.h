@@ -33,6 +33,14 @@ struct NormedInput {
   float eps = 0;
 };
 
+// Of a later gate and up: the rows that each of its blocks reads first, one of either matrix for each warp.
+struct FirstPairs {
+  const std::byte* slices = nullptr;  // null: none
+  int64_t slice_bytes = 0, row_bytes = 0;
+  int width = 0, rows = 0;  // of a slice; of all slices, in either matrix
+  int blocks = 0;
+};
+
 // y = matrix * x. One of normed, x and x_bf16 is the input.
 struct DecodeLinear {
   WeightFormat format = WeightFormat::bf16;
@@ -50,6 +58,7 @@ struct DecodeLinear {
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
   const std::byte* next = nullptr;  // of a later kernel, fetched too; without idle_before at this one's end
   int64_t next_bytes = 0;
+  FirstPairs first_pairs;  // fetched before this one's input is there
 };
 void decode_linear(const DecodeLinear& linear, void* stream);
 
@@ -180,6 +189,7 @@ struct DecodeGateUp {
   LayerSignals* signals = nullptr;       // of the layer, with a router or a host list
 };
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream);
+FirstPairs first_pairs(const DecodeGateUp& gate_up);  // of its fixed slices
 
 // fixed: sum over the fixed jobs of down * hidden; routed: of the lists', in their order, each times the
 // token's weight if output_weights is not null. Either residual += fixed + routed, or both are kept apart;

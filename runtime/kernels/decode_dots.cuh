@@ -217,10 +217,12 @@ struct RowX {
   template <size_t... I>
   __device__ RowX(const SharedX& x, unsigned lane, std::index_sequence<I...>)
       : piece{XPiece<F>(x, Columns, 0, I * 32 + lane)...} {
+    if constexpr (groups > 0) {
 #pragma unroll
-    for (unsigned from = 0; from < groups; from += 64) {
-      const unsigned group = from + lane * 2;
-      sums[from / 64] = group < groups ? *reinterpret_cast<const float2*>(x.sums + group) : float2{};
+      for (unsigned from = 0; from < groups; from += 64) {
+        const unsigned group = from + lane * 2;
+        sums[from / 64] = group < groups ? *reinterpret_cast<const float2*>(x.sums + group) : float2{};
+      }
     }
   }
 };

@@ -194,6 +194,18 @@ __global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
   }
 }
 
+int routing_blocks_of(const DecodeGateUp& g) {
+  return g.router == nullptr ? 0 : router_blocks(*g.router);
+}
+int host_blocks_of(const DecodeGateUp& g) {
+  return g.host_list == nullptr ? 0 : std::min(g.host_blocks, processors() / 2);
+}
+// One block on each multiprocessor leaves the next kernel its place there; and beside one that reads host
+// memory another's copies would wait for it.
+int workers_of(const DecodeGateUp& g) {
+  return std::max(1, processors() - routing_blocks_of(g) - host_blocks_of(g));
+}
+
 template <WeightFormat F, int B, int Columns>
 void run_gate_up(const DecodeGateUp& g, void* stream) {
   GateUp a{};
@@ -210,7 +222,7 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   GateUpRoles roles;
   roles.times = g.times;
   if (g.router != nullptr) {
-    roles.routing = router_blocks(*g.router);
+    roles.routing = routing_blocks_of(g);
     roles.router = *g.router;
     roles.signals = g.signals;
     a.lists = &g.signals->lists;
@@ -222,11 +234,9 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   host.arrivals = g.arrivals;
   host.list = g.host_list;
   host.out = g.host_out;
-  if (g.host_list != nullptr) roles.host = std::min(g.host_blocks, processors() / 2);
+  roles.host = host_blocks_of(g);
   const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
-  // One block on each multiprocessor leaves the next kernel its place there; and beside one that reads host
-  // memory another's copies would wait for it.
-  const int workers = std::max(1, processors() - roles.routing - roles.host);
+  const int workers = workers_of(g);
   const bool paged = a.routing_first || roles.host > 0;
   launch(paged ? gate_up_kernel<F, B, Columns, true> : gate_up_kernel<F, B, Columns, false>,
          dim3(roles.routing + roles.host + workers), kRowWarps<Columns> * 32, bytes, stream, "gate and up", a,
@@ -234,6 +244,20 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
 }
 
 }  // namespace
+
+FirstPairs first_pairs(const DecodeGateUp& g) {
+  FirstPairs pairs;
+  dispatch(g.format, g.tokens, [&](auto format, auto) {
+    constexpr WeightFormat known = decltype(format)::value;
+    pairs.slice_bytes = SliceLayout<known>(g.hidden, g.width).bytes();
+    pairs.row_bytes = Format<known>::bytes(g.hidden);
+  });
+  pairs.slices = g.fixed;
+  pairs.width = static_cast<int>(g.width);
+  pairs.rows = g.fixed_jobs * pairs.width;
+  pairs.blocks = workers_of(g);
+  return pairs;
+}
 
 void decode_gate_up(const DecodeGateUp& gate_up, void* stream) {
   dispatch_rows(gate_up.format, gate_up.tokens, gate_up.hidden, [&](auto format, auto tokens, auto columns) {

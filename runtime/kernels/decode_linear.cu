@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "runtime/kernels/decode_dots.cuh"
+#include "runtime/kernels/decode_slices.cuh"
 #include "runtime/kernels/launch.cuh"
 
 namespace lighter::kernels {
@@ -20,6 +20,7 @@ struct Linear {
   bool late_next, idle_before;
   const std::byte* next;
   int64_t next_bytes;
+  FirstPairs first_pairs;
 };
 
 // The larger value wins, and of equal ones the lower row.
@@ -27,6 +28,18 @@ __device__ unsigned long long ranked(float value, int row) {
   const unsigned bits = __float_as_uint(value);
   const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(row));
+}
+
+// One lane of each warp.
+__device__ void fetch_first_pairs(const FirstPairs& p, int block, int warp) {
+  if (block >= p.blocks) return;
+  const Range rows = part_of(p.rows, block, p.blocks);
+  const int row = rows.begin + warp;
+  if (row >= rows.end) return;
+  const auto bytes = static_cast<uint32_t>(p.row_bytes);
+  const std::byte* const gate = p.slices + row / p.width * p.slice_bytes + row % p.width * p.row_bytes;
+  bulk_prefetch(gate, bytes);
+  bulk_prefetch(gate + p.width * p.row_bytes, bytes);
 }
 
 template <WeightFormat F, int B, int Columns>
@@ -83,6 +96,7 @@ __global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
     fetch_more(most_pieces);
     fetch_next();
   }
+  if (a.first_pairs.slices != nullptr && lane == 0) fetch_first_pairs(a.first_pairs, blockIdx.x, warp);
   if (!a.late_next) allow_next_kernel();
   wait_for_previous_kernel();
   if (!a.idle_before) fetch_more(Format<F>::fetch_more);
@@ -158,6 +172,7 @@ void run(const DecodeLinear& linear, void* stream) {
   a.idle_before = linear.idle_before;
   a.next = linear.next;
   a.next_bytes = linear.next_bytes;
+  a.first_pairs = linear.first_pairs;
   const int64_t rest = x_and_scratch_bytes<F, B>(linear.columns);
   constexpr int warps = kRowWarps<Columns>;
   a.stream = row_stream<F>(a.row, warps, rest, linear.after_small ? kSpreadShared : kHalfShared);

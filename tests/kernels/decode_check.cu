@@ -519,6 +519,7 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
   float* const router_logits = device_zeros<float>(16);
   unsigned* const arrived = device_zeros<unsigned>(1);
   unsigned char parts = 31;
+  FirstPairs next_pairs;
   const auto linear = [&](const std::byte* at, int64_t rows, int64_t columns, const float* x, float* out,
                           bool add, cudaStream_t stream) {
     DecodeLinear l;
@@ -539,8 +540,9 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
       l.next = at + bytes_of(static_cast<double>(hidden) * qkv);
       l.next_bytes = std::min<int64_t>(bytes_of(static_cast<double>(hidden) * o_columns), 4 << 20);
     }
-    l.after_small = add && (parts & 16);
-    l.late_next = parts & 16;
+    l.after_small = parts & 16;
+    l.late_next = !add && (parts & 16);
+    if (add && (parts & 16) && moe && f == WeightFormat::int4) l.first_pairs = next_pairs;
     decode_linear(l, stream);
   };
   for (int i = 0; i < layers && moe; ++i) {
@@ -581,6 +583,8 @@ void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, 
         g.input_weights = routers[i].weights;
       }
       decode_gate_up(g, stream);
+      g.fixed = memory + (i + 1) % layers * layer_bytes;
+      next_pairs = first_pairs(g);
     }
     if (parts & 8) {
       if (f == WeightFormat::bf16 && !moe) {
