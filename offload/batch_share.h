@@ -43,8 +43,8 @@ class BatchShare {
   // The sum over the slices, [tokens, hidden] fp32 on the host; the next start() overwrites it. Throws
   // DeviceError: what a worker met.
   const at::Tensor& wait();
-  // late: the link had nothing left to copy when the CPU was done, for this layer and as far as it goes
-  // ahead.
+  // late: the link could have had more to copy: it had nothing left when the CPU was done, or, where it
+  // copies the next layer's slices ahead, when those were queued.
   void layer_ended(bool late);
   void step_ended();
 

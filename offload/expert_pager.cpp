@@ -4,6 +4,7 @@
 
 #include "runtime/moe/packed_ffn.h"
 #include "runtime/moe/routed_sum.h"
+#include "runtime/torch/tensors.h"
 
 namespace lighter::offload {
 namespace {
@@ -92,8 +93,10 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   pager_.visit(layer, routing.experts, streaming, work);
   at::Tensor of_cpu;
   if (share_ != nullptr && share_->started()) {
-    of_cpu = share_->wait().to(out.device(), true);
-    share_->layer_ended(!pager_.copying());
+    // Read by the device where it lies: a copy would wait for all slices that are on their way.
+    const at::Tensor& result = share_->wait();
+    of_cpu = view_of(result.const_data_ptr(), result.sizes(), device_, DType::fp32);
+    share_->layer_ended(streaming ? pager_.ran_dry() : !pager_.copying());
   }
   sum->finish(of_cpu, shared, out);
 }

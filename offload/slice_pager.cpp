@@ -177,6 +177,7 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, 
       if (need.presence == Presence::resident) slot_events_[need.slot].last_use = layer_use_[layer].get();
     }
   }
+  if (streaming) ran_dry_ = !copying();
   if (streaming && layer + 1 < grid_.layers) stream_ahead(layer + 1, work.leave != nullptr);
 }
 

@@ -82,6 +82,9 @@ class SlicePager {
   void set_device_share(double share) { device_share_ = share; }
   // Whether slices that a visit needs, or the next one will, are still on their way.
   bool copying() { return transfers_.demand_outstanding(); }
+  // Whether the link had nothing left to copy when the latest streaming visit came to queue the next layer's
+  // slices.
+  bool ran_dry() const { return ran_dry_; }
   // The coming layer will perhaps need these experts.
   void hint(int layer, std::vector<int> experts);
   // After the step's device work has finished: publishes the new residency, collects counters, and throws
@@ -146,6 +149,7 @@ class SlicePager {
   uint64_t step_ = 0;
   int layer_ = -1;
   double device_share_ = 1;
+  bool ran_dry_ = false;
   Promoter promoter_;
   std::map<SliceId, Promotion> promotions_;
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -164,6 +165,7 @@ class CpuDevice : public Device {
   std::string name() const override { return "cpu"; }
   bool is_cuda() const override { return false; }
   Stream& compute_stream() override { return compute_stream_; }
+  void put(int64_t* to, std::span<const int64_t> values) override { std::ranges::copy(values, to); }
   std::unique_ptr<Stream> new_copy_stream() override { return std::make_unique<ThreadStream>(); }
   std::unique_ptr<Event> new_event() override { return std::make_unique<CpuEvent>(); }
   double milliseconds_between(const Event& begin, const Event& end) const override {

@@ -4,6 +4,7 @@
 #include "runtime/bytes.h"
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
+#include "runtime/device/put_values.h"
 #include "runtime/error.h"
 
 namespace lighter {
@@ -102,6 +103,10 @@ class CudaDevice : public Device {
   bool is_cuda() const override { return true; }
   int index() const override { return index_; }
   Stream& compute_stream() override { return compute_stream_; }
+  void put(int64_t* to, std::span<const int64_t> values) override {
+    check(cudaSetDevice(index_), "choosing the device");
+    put_values(to, values.data(), static_cast<int64_t>(values.size()), compute_stream_.native_handle());
+  }
   std::unique_ptr<Stream> new_copy_stream() override { return std::make_unique<CudaStream>(index_); }
   std::unique_ptr<Event> new_event() override {
     check(cudaSetDevice(index_), "choosing the device");

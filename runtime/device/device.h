@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -81,6 +82,9 @@ class Device {
 
   // The stream that the model computes on.
   virtual Stream& compute_stream() = 0;
+  // Host values to device memory, in the compute stream; they are read before this returns. A copy would wait
+  // for all that is on its way to the device in other streams, these do not.
+  virtual void put(int64_t* to, std::span<const int64_t> values) = 0;
   virtual std::unique_ptr<Stream> new_copy_stream() = 0;
   virtual std::unique_ptr<Event> new_event() = 0;
   // Milliseconds between the moments at which two recorded events passed.

@@ -3,8 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
-#include <cstring>
-
 namespace lighter {
 
 at::ScalarType scalar_type(DType dtype) {
@@ -38,12 +36,11 @@ at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype) {
   return at::from_blob(const_cast<void*>(data), shape, at::TensorOptions().dtype(scalar_type(dtype)));
 }
 
-at::Tensor to_device(std::span<const int64_t> values, const Device& device) {
-  // From page-locked memory, so that nobody waits for the device.
-  const auto options = at::TensorOptions(at::kLong).pinned_memory(device.is_cuda());
-  const at::Tensor host = at::empty({static_cast<int64_t>(values.size())}, options);
-  std::memcpy(host.data_ptr(), values.data(), values.size_bytes());
-  return device.is_cuda() ? host.to(torch_device(device), true) : host;
+at::Tensor to_device(std::span<const int64_t> values, Device& device) {
+  const at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())},
+                                      at::TensorOptions(at::kLong).device(torch_device(device)));
+  device.put(tensor.mutable_data_ptr<int64_t>(), values);
+  return tensor;
 }
 
 }  // namespace lighter

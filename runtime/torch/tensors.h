@@ -18,7 +18,7 @@ at::TensorOptions tensor_options(const Device& device, DType dtype);
 at::Tensor view_of(const void* data, at::IntArrayRef shape, const Device& device, DType dtype);
 at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype);
 
-// Host values as a tensor on the device.
-at::Tensor to_device(std::span<const int64_t> values, const Device& device);
+// Host values as a tensor on the device, in its compute stream; see Device::put().
+at::Tensor to_device(std::span<const int64_t> values, Device& device);
 
 }  // namespace lighter

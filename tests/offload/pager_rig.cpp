@@ -18,6 +18,7 @@ class LaggingDevice : public Device {
   std::string name() const override { return device_->name(); }
   bool is_cuda() const override { return false; }
   Stream& compute_stream() override { return *compute_; }
+  void put(int64_t* to, std::span<const int64_t> values) override { device_->put(to, values); }
   std::unique_ptr<Stream> new_copy_stream() override { return device_->new_copy_stream(); }
   std::unique_ptr<Event> new_event() override { return device_->new_event(); }
   double milliseconds_between(const Event& begin, const Event& end) const override {

@@ -86,6 +86,17 @@ TEST_CASE("a stream carries out its copies in order") {
   CHECK(last == ones);
 }
 
+TEST_CASE("values that are put on the device are read before put() returns") {
+  const auto device = make_cpu_device(1 << 20, 0);
+  const Buffer memory = device->allocate(3 * sizeof(int64_t), "values");
+  auto* const to = reinterpret_cast<int64_t*>(memory.data());
+  std::vector<int64_t> values = {5, -6, 7};
+  device->put(to, values);
+  values.assign(3, 0);
+  device->compute_stream().synchronize();
+  CHECK(std::vector<int64_t>(to, to + 3) == std::vector<int64_t>{5, -6, 7});
+}
+
 TEST_CASE("an event that was never recorded has passed") {
   const auto device = make_cpu_device(0, 0);
   const auto event = device->new_event();
