@@ -195,8 +195,9 @@ Calibration default_calibration(bool cuda) {
     c.graph = c.eager = {500, 500, 200, 50, 200};
     return c;
   }
-  // One H100 80GB HBM3 SXM on PCIe 5, 16 cores (15 for the experts), 2026-11, as `lighter calibrate` measured it.
-  // Fixed costs: what remains after the rates of the steps in bench/results/scout-h100 (graph), and of earlier eager ones.
+  // One H100 80GB HBM3 SXM on PCIe 5, 16 cores (15 for the experts), 2026-11, as `lighter calibrate` measured
+  // it. Fixed costs: what remains after the rates of the steps in bench/results/h100.json (graph), and of
+  // earlier eager ones.
   c.device = "an H100 80GB on PCIe 5 with 16 cores";
   c.cpu = "16 cores with AVX-512 VNNI";
   c.threads = 15;
@@ -212,7 +213,7 @@ Calibration default_calibration(bool cuda) {
   c.beside_zero_copy.figures = {std::nullopt, SharedRate{95, 46}, SharedRate{85, 46}};
   c.kv_read = 645;
   c.tensor_tflops = 870;
-  c.graph = {4, 1, 32, 5.5, 20};
+  c.graph = {0.5, 1, 35, 5.5, 8};
   c.eager = {200, 120, 60, 20, 50};
   return c;
 }

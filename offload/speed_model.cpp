@@ -11,6 +11,11 @@ namespace {
 constexpr double kGb = 1e9, kUs = 1e-6, kTera = 1e12;
 constexpr double kFewTokens = 16;      // that the kernels for single tokens serve
 constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: layers begin and end
+// Of a batch whose missed slices CPU and link share: an expert with more than four tokens takes the CPU so
+// much longer, and a layer's tokens take so long to come to the CPU and its sums back. Measured beside
+// bench/results/h100.json.
+constexpr double kManyTokensCost = 0.4;
+constexpr double kHandoverUs = 450;
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
 // How much longer the CPU takes for each further token of an expert.
@@ -61,6 +66,15 @@ double tokens_of_an_expert(const SpeedShape& shape, int tokens) {
   if (shape.moe_layers == 0) return 0;
   return static_cast<double>(tokens) * shape.experts_per_token /
          distinct_experts(shape.experts, shape.experts_per_token, tokens);
+}
+
+// Of the experts that a batch chooses, those with more than four tokens, if their numbers are Poisson's;
+// mean: of all experts.
+double share_beyond_four(double mean) {
+  double term = std::exp(-mean), up_to_four = 0;
+  const double none = term;
+  for (int i = 1; i <= 4; ++i) up_to_four += term *= mean / i;
+  return std::max(0.0, 1 - up_to_four / (1 - none));
 }
 
 double fixed_seconds(const SpeedShape& shape, const FixedCosts& costs, bool misses) {
@@ -132,18 +146,26 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
   speed.outside_s = cost(shape.outside, load.batch) + cost(shape.head, load.batch) + kv / kv_rate;
   speed.experts_s =
       cost(shape.shared, load.batch) + cost(shape.expert_format, load.resident_share * routed, per_expert);
+  speed.fixed_s = fixed_seconds(shape, load.graph ? c.graph : c.eager, missed > 0);
+  double head_start = 0;  // of the copies
   if (missed > 0) {
     const bool copies = !load.graph || per_expert > kFewTokens;
     auto rates = rates_of(mode, shape.expert_format, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
     rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
-    const double both = rates->cpu + rates->device;
-    const double cpu_bytes = missed * rates->cpu / both;
+    if (copies && mode == MissMode::split) {
+      const double mean = static_cast<double>(load.batch) * shape.experts_per_token / shape.experts;
+      rates->cpu /= 1 + kManyTokensCost * share_beyond_four(mean);
+      speed.fixed_s += kUs * kHandoverUs * shape.moe_layers;
+      head_start = speed.outside_s + speed.fixed_s;
+    }
+    const double ahead = std::min(missed, rates->device * kGb * head_start);
+    const double cpu_bytes = (missed - ahead) * rates->cpu / (rates->cpu + rates->device);
     if (rates->cpu > 0) speed.cpu_s = cpu_bytes / (rates->cpu * kGb);
     if (rates->device > 0) speed.link_s = (missed - cpu_bytes) / (rates->device * kGb);
   }
-  speed.fixed_s = fixed_seconds(shape, load.graph ? c.graph : c.eager, missed > 0);
-  speed.step_s = speed.outside_s + std::max({speed.experts_s, speed.cpu_s, speed.link_s}) + speed.fixed_s;
+  speed.step_s =
+      speed.outside_s + std::max({speed.experts_s, speed.cpu_s, speed.link_s - head_start}) + speed.fixed_s;
   speed.tokens_per_s = load.batch / speed.step_s;
   return speed;
 }
@@ -182,8 +204,8 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
     const double link = (1 - resident_share) * routed / (c.link * kGb);
     speed.compute_s += compute;
     speed.link_s += link;
-    // Half of the shorter one is not hidden: the slots for streamed slices hold only a part of a layer.
-    seconds += std::max({compute, link, fixed_seconds(shape, c.eager, misses)}) + std::min(compute, link) / 2;
+    // A third of the shorter one is not hidden: the slots for streamed slices hold only a part of a layer.
+    seconds += std::max({compute, link, fixed_seconds(shape, c.eager, misses)}) + std::min(compute, link) / 3;
     bound += std::max(2 * weights * tokens / tensor + attention, link);
   }
   seconds += cost(shape.head, 1);

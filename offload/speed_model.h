@@ -15,11 +15,13 @@
 //     fetch      bytes / link, or 0.95 of it in a graph
 //     zero_copy  bytes / zero_copy
 //     cpu        bytes / cpu_experts[format], for each further token of an expert longer by a third of what four take longer
-//     split      bytes / (cpu + device), the rates of both beside each other; both end together
+//     split      bytes / (cpu + device), the rates of both beside each other; both end together. In batches copies run
+//                ahead of the layers, and the CPU waits while outside, fixed and the handing over of tokens last; an
+//                expert with more than four tokens takes it 1.4 times as long
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.
 //
-// Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed) and half of what is shorter,
+// Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed) and a third of what is shorter,
 // compute or copies: copies run ahead of the layers, as far as there are slots, and launches ahead of the GPU.
 // compute: few() or many() of everything, and 4 · heads · head_dim operations for each query and key in each
 // layer.
