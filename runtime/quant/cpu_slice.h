@@ -3,7 +3,7 @@
 // Activations, and the hidden ones between the two halves, are quantized to int8 in groups (activations.h);
 // dot products are exact integers, scaled and added in fp32 in one fixed order (cpu_kernels.h). So a result
 // depends neither on the path, nor on the number of threads, nor on the other tokens in a batch; only with
-// AMX it is rounded in another order where 5 tokens or more share a slice.
+// AMX it is rounded in another order where two tokens or more share a slice.
 #pragma once
 
 #include <cstddef>
