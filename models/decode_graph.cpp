@@ -86,6 +86,7 @@ class CudaDecodeGraph : public DecodeGraph {
       rest();
     } catch (const DeviceError&) {  // the workers' owner reports it
     }
+    cudaStreamSynchronize(stream_);  // an error may have left a step under way, which writes to our memory
     cudaEventDestroy(ended_);
   }
 
