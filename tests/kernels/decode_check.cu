@@ -264,9 +264,9 @@ void* room(int jobs, int64_t width) {
   return device_zeros<float>(jobs * width);
 }
 
-// Two of eight experts, a shared one, some slices missed and read from host memory.
-void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged) {
-  constexpr int experts = 8, slices = 4, k = 2, fixed = 3;
+// Two of some experts, a shared one, some slices missed and read from host memory.
+void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int experts = 8, int fixed = 3) {
+  constexpr int slices = 4, k = 2;
   const Slices all = random_slices(f, experts * slices, hidden, width);
   const Slices shared = random_slices(f, fixed, hidden, width);
   const Matrix router = random_matrix(WeightFormat::bf16, experts, hidden);
@@ -796,11 +796,15 @@ void check_all() {
     for (const bool with_norm : {false, true}) {
       check_linear(f, 7168, 5120, with_norm);
       check_linear(f, 1001, 1024, with_norm);
+      check_linear(f, 300, 4096, with_norm);
       check_linear(f, 200, with_norm ? 8192 : 14336, with_norm);
     }
     for (const bool paged : {false, true}) {
       check_moe(f, 1024, 256, paged);
       check_moe(f, 2048, 512, paged);
+      // Sizes that there are kernels of their own for.
+      check_moe(f, 4096, 256, paged, 3, 1);
+      check_moe(f, 5120, 512, paged, 3, 1);
     }
   }
 }
