@@ -147,9 +147,10 @@ class CudaDecodeGraph : public DecodeGraph {
   void enqueue(int64_t token, int64_t position) {
     update_places();
     kv_.reserve(kSequence, position);
-    const int slot = slot_of(++step_);
+    const unsigned step = step_ + 1;
+    const int slot = slot_of(step);
     kernels::StepInput& input = on_host_.input[slot];
-    input.step = step_;
+    input.step = step;
     input.zero_copy_share = share_.device_share();
     input.tokens[0] = static_cast<int>(token);
     input.positions[0] = static_cast<int>(position);
@@ -157,11 +158,12 @@ class CudaDecodeGraph : public DecodeGraph {
     if (workers_ != nullptr && !working_) {
       MissWork work{*mailbox_, &places_, &input.zero_copy_share, {}};
       if (shape_.fetches) work.arrivals = {on_device_.slots, on_device_.slot_arrived, on_host_.tags};
-      workers_->start(work, step_);
+      workers_->start(work, step);
       working_ = true;
     }
     const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
     check(cudaGraphLaunch(executable.get(), stream_), "launching");
+    step_ = step;
   }
 
   // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a

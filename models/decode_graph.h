@@ -53,7 +53,7 @@ class DecodeGraph {
   virtual int64_t step(int64_t token, int64_t position, bool goes_on) = 0;
   // Ends what is enqueued, and lets the workers sleep until the next step. Throws what they met.
   virtual void rest() = 0;
-  // [1, vocab] fp32 on the host: of the last step.
+  // [1, vocab] fp32 on the host: of the last step, which must not have been one that goes on.
   virtual at::Tensor logits() const = 0;
   virtual ExpertCounters counters() const = 0;
 };

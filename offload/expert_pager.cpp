@@ -98,7 +98,7 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
     of_cpu = device_.is_cuda() && !result.is_pinned()
                  ? result.to(out.device())
                  : view_of(result.const_data_ptr(), result.sizes(), device_, DType::fp32);
-    share_->layer_ended(streaming ? pager_.ran_dry() : !pager_.copying());
+    share_->layer_ended(!pager_.copying() || (streaming && pager_.ran_dry()));
   }
   sum->finish(of_cpu, shared, out);
 }

@@ -153,11 +153,11 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
     auto rates = rates_of(mode, shape.expert_format, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
     rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
-    if (copies && mode == MissMode::split) {
+    if (copies && rates->cpu > 0) {
       const double mean = static_cast<double>(load.batch) * shape.experts_per_token / shape.experts;
       rates->cpu /= 1 + kManyTokensCost * share_beyond_four(mean);
       speed.fixed_s += kUs * kHandoverUs * shape.moe_layers;
-      head_start = speed.outside_s + speed.fixed_s;
+      if (rates->device > 0) head_start = speed.outside_s + speed.fixed_s;
     }
     const double ahead = std::min(missed, rates->device * kGb * head_start);
     const double cpu_bytes = (missed - ahead) * rates->cpu / (rates->cpu + rates->device);

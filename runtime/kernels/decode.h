@@ -53,7 +53,7 @@ struct DecodeLinear {
   float* out = nullptr;                // [tokens, rows]
   bool add = false;                    // out += y
   unsigned long long* best = nullptr;  // [tokens]: the largest of all yet, its value above its row; or null
-  bool after_small = false;            // the kernel before does not have a block on every multiprocessor
+  bool after_small = false;            // no two blocks may share a multiprocessor, whoever is there before
   bool late_next = false;              // the next kernel begins when the input is loaded
   bool idle_before = false;            // the kernel before leaves memory idle: more weights are fetched ahead
   const std::byte* next = nullptr;  // of a later kernel, fetched too; without idle_before at this one's end

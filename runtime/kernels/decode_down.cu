@@ -233,6 +233,10 @@ __device__ void down_block(const Down& a, std::byte* shared, int block, int bloc
       down_rows<F, B, 5, 32>(rows, x, lane, to);
     } else if (rounds == 5 && a.row_shift == 4) {
       down_rows<F, B, 5, 16>(rows, x, lane, to);
+    } else if (rounds == 5 && a.row_shift == 3) {
+      down_rows<F, B, 5, 8>(rows, x, lane, to);
+    } else if (rounds == 4 && a.row_shift == 3) {
+      down_rows<F, B, 4, 8>(rows, x, lane, to);
     } else if (rounds == 4 && a.row_shift == 5) {
       down_rows<F, B, 4, 32>(rows, x, lane, to);
     } else if (rounds == 4 && a.row_shift == 4) {

@@ -17,7 +17,7 @@ class ShareControl {
   // Of kWhole.
   unsigned device_share() const { return static_cast<unsigned>(share_ * kWhole); }
 
-  // late: in how many of the step's layers the device waited for the CPU.
+  // late: in how many of the step's layers the device waited for the CPU, or could have had more to do.
   void step_ended(int late, int layers) {
     if (!follow_ || layers == 0) return;
     share_ = std::clamp(share_ + kGain * (2.0 * late / layers - 1), 0.0, 1.0);

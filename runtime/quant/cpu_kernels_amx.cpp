@@ -125,7 +125,7 @@ LIGHTER_AMX inline void prefetch_lines(const uint8_t* from, int64_t lines) {
   for (int64_t i = 0; i < lines; ++i) _mm_prefetch(reinterpret_cast<const char*>(from + 64 * i), _MM_HINT_T1);
 }
 
-// The same by group, for kRowBlock rows: [groups, stride]. At least two groups.
+// fp16 of kRowBlock rows as fp32 by group, [groups, stride]. At least two groups.
 LIGHTER_AMX void widen_by_group(const uint16_t* from, int64_t row_groups, int64_t groups, float* to,
                                 int64_t stride) {
   const __m512i rows =

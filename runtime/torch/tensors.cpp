@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
+
 namespace lighter {
 
 at::ScalarType scalar_type(DType dtype) {
@@ -37,8 +39,14 @@ at::Tensor host_view_of(const void* data, at::IntArrayRef shape, DType dtype) {
 }
 
 at::Tensor to_device(std::span<const int64_t> values, Device& device) {
-  const at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())},
-                                      at::TensorOptions(at::kLong).device(torch_device(device)));
+  constexpr size_t most_put = 16384;  // beyond, launches take longer than a copy
+  const auto count = static_cast<int64_t>(values.size());
+  if (device.is_cuda() && values.size() > most_put) {
+    const at::Tensor host = at::empty({count}, at::TensorOptions(at::kLong).pinned_memory(true));
+    std::ranges::copy(values, host.mutable_data_ptr<int64_t>());
+    return host.to(torch_device(device), true);
+  }
+  const at::Tensor tensor = at::empty({count}, at::TensorOptions(at::kLong).device(torch_device(device)));
   device.put(tensor.mutable_data_ptr<int64_t>(), values);
   return tensor;
 }

@@ -7,6 +7,7 @@
 #include "runtime/float_convert.h"
 #include "runtime/quant/cpu_kernels.h"
 #include "runtime/quant/cpu_matrix.h"
+#include "runtime/quant/cpu_slice.h"
 #include "runtime/quant/dequantize_rows.h"
 #include "runtime/quant/packed_weight.h"
 #include "tests/runtime/random_slice.h"
@@ -99,7 +100,8 @@ TEST_CASE("products with a packed matrix are near fp64's, whatever the number of
       CAPTURE(tokens);
       std::vector<float> out(tokens * rows, -99.0f);
       cpu_matrix_product(encoding, matrix.layout, matrix.bytes.data(), x.data(), tokens, out.data(), scratch);
-      if (tokens < cpu_kernels::kAmxTokens) CHECK(std::equal(alone.begin(), alone.end(), out.begin()));
+      const bool one_order = tokens == 1 || supported_cpu_paths().back() != CpuPath::amx;
+      if (one_order) CHECK(std::equal(alone.begin(), alone.end(), out.begin()));
       double error = 0, size = 0;
       for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t r = 0; r < rows; ++r) {
