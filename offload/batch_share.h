@@ -40,8 +40,8 @@ class BatchShare {
   void start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
              const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on);
   bool started() const { return started_; }
-  // The sum over the slices, [tokens, hidden] fp32 on the host; the next start() overwrites it. Throws
-  // DeviceError: what a worker met.
+  // The sum over the slices, [tokens, hidden] fp32 on the host, page-locked as hidden is; the next start()
+  // overwrites it. Throws DeviceError: what a worker met.
   const at::Tensor& wait();
   // late: the link could have had more to copy: it had nothing left when the CPU was done, or, where it
   // copies the next layer's slices ahead, when those were queued.

@@ -95,9 +95,7 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   if (share_ != nullptr && share_->started()) {
     // Read by the device where it lies: a copy would wait for all slices that are on their way.
     const at::Tensor& result = share_->wait();
-    of_cpu = device_.is_cuda() && !result.is_pinned()
-                 ? result.to(out.device())
-                 : view_of(result.const_data_ptr(), result.sizes(), device_, DType::fp32);
+    of_cpu = view_of(result.const_data_ptr(), result.sizes(), device_, DType::fp32);
     share_->layer_ended(!pager_.copying() || (streaming && pager_.ran_dry()));
   }
   sum->finish(of_cpu, shared, out);

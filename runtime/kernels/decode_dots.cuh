@@ -164,15 +164,18 @@ void dispatch(WeightFormat format, int tokens, const Call& call) {
   }
 }
 
-// sum plus the products of the minima of group `group` and the next one.
+// sum plus the products of the minima of group `group` and the next one with x's sums of both.
+__device__ inline float add_two_minimums(const std::byte* minimums, unsigned group, float2 sums, float sum) {
+  const float2 values = __half22float2(*reinterpret_cast<const __half2*>(minimums + group * 2));
+  return fmaf(values.x, sums.x, fmaf(values.y, sums.y, sum));
+}
 template <int B>
 __device__ void add_two_minimums(const std::byte* minimums, const SharedX& x, int columns, unsigned group,
                                  float (&sum)[B]) {
-  const float2 values = __half22float2(*reinterpret_cast<const __half2*>(minimums + group * 2));
 #pragma unroll
   for (int b = 0; b < B; ++b) {
     const float2 sums = *reinterpret_cast<const float2*>(x.sums + b * (columns / 64) + group);
-    sum[b] = fmaf(values.x, sums.x, fmaf(values.y, sums.y, sum[b]));
+    sum[b] = add_two_minimums(minimums, group, sums, sum[b]);
   }
 }
 
@@ -295,9 +298,7 @@ __device__ void dot_row(WarpStream<Format<F>::sides>& stream, const RowShape& ro
         for (unsigned from = 0; from < X::groups; from += 64) {
           const unsigned group = from + lane * 2;
           if (group >= X::groups) continue;
-          const auto halves = *reinterpret_cast<const __half2*>(scales + X::groups * 2 + group * 2);
-          const float2 minimums = __half22float2(halves), sums = x.sums[from / 64];
-          sum[0] = fmaf(minimums.x, sums.x, fmaf(minimums.y, sums.y, sum[0]));
+          sum[0] = add_two_minimums(scales + X::groups * 2, group, x.sums[from / 64], sum[0]);
         }
       }
       stream.pass();

@@ -181,11 +181,8 @@ struct ManyTokens {
   float scales[kRows * most_groups];
   float minimums[groups_of_step > 1 ? kRows* most_groups : 1];  // int4
 
-  LIGHTER_AMX void widen_scales(const uint16_t* from, int64_t row_groups, int64_t groups) {
-    widen(from, row_groups, kRows, groups, scales);
-  }
-  LIGHTER_AMX void widen_minimums(const uint16_t* from, int64_t row_groups, int64_t groups) {
-    widen(from, row_groups, kRows, groups, minimums);
+  LIGHTER_AMX static void take(const uint16_t* from, int64_t row_groups, int64_t groups, float* to) {
+    widen(from, row_groups, kRows, groups, to);
   }
   // Group g's products to the sums, after its minima times the activations' sums.
   template <bool with_minimums>
@@ -232,13 +229,9 @@ struct FewTokens {
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) sums[i] = _mm512_setzero_ps();
   }
-  LIGHTER_AMX void widen_scales(const uint16_t* from, int64_t row_groups, int64_t groups) {
-    for (int b = 0; b < blocks; ++b)
-      widen_by_group(from + b * kRowBlock * row_groups, row_groups, groups, scales + b * kRowBlock, kRows);
-  }
-  LIGHTER_AMX void widen_minimums(const uint16_t* from, int64_t row_groups, int64_t groups) {
-    for (int b = 0; b < blocks; ++b)
-      widen_by_group(from + b * kRowBlock * row_groups, row_groups, groups, minimums + b * kRowBlock, kRows);
+  LIGHTER_AMX static void take(const uint16_t* from, int64_t row_groups, int64_t groups, float* to) {
+    for (int row = 0; row < kRows; row += kRowBlock)
+      widen_by_group(from + row * row_groups, row_groups, groups, to + row, kRows);
   }
   template <bool with_minimums>
   LIGHTER_AMX inline void add(const int32_t (&products)[kRows][kFew], const TileTokens& x, int64_t,
@@ -302,7 +295,7 @@ struct Int8Blocks {
                               Room& room, PrefetchStream& ahead) {
     const uint8_t* const w = matrix.values + row * matrix.row_bytes;
     const int64_t stride = matrix.row_bytes, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
-    room.widen_scales(matrix.scales + row * matrix.row_groups, matrix.row_groups, groups);
+    Room::take(matrix.scales + row * matrix.row_groups, matrix.row_groups, groups, room.scales);
     const auto add = [&](int64_t g)
                          LIGHTER_AMX { room.template add<false>(room.dots[g % 2][0], x, groups, g); };
     for (int64_t g = 0; g < groups; ++g) {
@@ -355,8 +348,8 @@ struct Int4Blocks {
                               Room& room, PrefetchStream& ahead) {
     const uint8_t* const w = matrix.values + row * matrix.row_bytes;
     const int64_t halves = row * matrix.row_groups, tile_bytes = x.tile_bytes(), x_stride = tile_bytes / 16;
-    room.widen_scales(matrix.scales + halves, matrix.row_groups, groups);
-    room.widen_minimums(matrix.minimums + halves, matrix.row_groups, groups);
+    Room::take(matrix.scales + halves, matrix.row_groups, groups, room.scales);
+    Room::take(matrix.minimums + halves, matrix.row_groups, groups, room.minimums);
     const int64_t pairs = (groups + 1) / 2;
     const auto add_pair = [&](int64_t p) LIGHTER_AMX {
       for (int64_t g = 2 * p; g < std::min(groups, 2 * p + 2); ++g) {

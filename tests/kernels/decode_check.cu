@@ -485,17 +485,19 @@ DecodeAttention plain_attention(int heads, int64_t context) {
   return a;
 }
 
+// Of a weight, with its part of the scale and minimum.
+double value_bytes(WeightFormat f) {
+  return f == WeightFormat::bf16 ? 2 : f == WeightFormat::int8 ? 1 + 2 / 128. : 0.5 + 4 / 64.;
+}
+
 // Layers of a model's sizes: qkv, attention over 256 keys, o, experts. weights: random bytes, enough for
 // several layers, so that caches do not help.
 void time_layers(const char* name, WeightFormat f, int64_t hidden, int64_t qkv, int64_t o_columns,
                  int64_t ffn, bool moe) {
   constexpr int layers = 12;
   const int64_t width = f == WeightFormat::bf16 ? 256 : 512;  // of the slices that Scout has
-  const double value_bytes = f == WeightFormat::bf16   ? 2
-                             : f == WeightFormat::int8 ? 1 + 2 / 128.
-                                                       : 0.5 + 4 / 64.;
   const auto bytes_of = [&](double values) {
-    return (static_cast<int64_t>(values * value_bytes) + 255) / 256 * 256;
+    return (static_cast<int64_t>(values * value_bytes(f)) + 255) / 256 * 256;
   };
   const int slices = static_cast<int>(ffn / width);
   const int64_t slice = bytes_of(3.0 * hidden * width);
@@ -750,10 +752,7 @@ void check_attention(int heads, int kv_heads, int head_dim, int64_t window, bool
 
 // The head of a model: logits, and the best of them.
 void time_head(const char* name, WeightFormat f, int64_t rows, int64_t columns) {
-  const double value_bytes = f == WeightFormat::bf16   ? 2
-                             : f == WeightFormat::int8 ? 1 + 2 / 128.
-                                                       : 0.5 + 4 / 64.;
-  const int64_t bytes = static_cast<int64_t>(static_cast<double>(rows * columns) * value_bytes) / 16 * 16;
+  const int64_t bytes = static_cast<int64_t>(static_cast<double>(rows * columns) * value_bytes(f)) / 16 * 16;
   std::byte* const memory = device_zeros<std::byte>(bytes);
   fill_with_noise<<<1024, 256>>>(reinterpret_cast<uint64_t*>(memory), bytes / 8, engine());
   DecodeLinear l;
