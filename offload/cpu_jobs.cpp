@@ -14,6 +14,7 @@ void CpuJobs::clear(const CpuSliceKernel& kernel) {
   use_inputs_.clear();
   use_tokens_.clear();
   use_weights_.clear();
+  all_uses_ = 0;
   hidden_values_ = 0;
   cost_ = 0;
   most_uses_ = 0;
@@ -43,9 +44,10 @@ void CpuJobs::add_job(int expert, const std::byte* slice, SliceColumns columns) 
          columns.end <= kernel_->layout().width);
   (void)group;
   const auto [first_use, uses] = experts_[expert];
-  const Job job{slice, columns, first_use, uses, hidden_values_, cost_};
+  const Job job{slice, columns, first_use, uses, all_uses_, hidden_values_, cost_};
   jobs_.push_back(job);
   most_uses_ = std::max(most_uses_, uses);
+  all_uses_ += uses;
   hidden_values_ += uses * columns.count();
   cost_ += row_cost(job) * columns.count();
   weight_bytes_ += kernel_->column_bytes(columns);

@@ -31,6 +31,7 @@ class CpuJobs {
     SliceColumns columns;
     int64_t first_use = 0;  // of the arrays below
     int64_t uses = 0;
+    int64_t uses_before = 0;  // of the jobs before it
     int64_t values_at = 0;  // of its hidden values [uses, columns] among those of all jobs
     int64_t cost_before = 0;
   };
@@ -45,6 +46,7 @@ class CpuJobs {
   const CpuSliceKernel& kernel() const { return *kernel_; }
   const std::vector<Job>& jobs() const { return jobs_; }
   const std::vector<Input>& inputs() const { return inputs_; }
+  int64_t all_uses() const { return all_uses_; }  // of all jobs
   int64_t hidden_values() const { return hidden_values_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
   int64_t most_uses() const { return most_uses_; }  // of a job
@@ -90,6 +92,7 @@ class CpuJobs {
   std::vector<int32_t> use_tokens_;
   std::vector<float> use_weights_;
   std::vector<int32_t> newest_input_;  // of each token, -1: none
+  int64_t all_uses_ = 0;
   int64_t hidden_values_ = 0;
   int64_t cost_ = 0;
   int64_t most_uses_ = 0;

@@ -78,6 +78,7 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
 
   void begin(const CpuJobs& of, int workers, Layer& layer) {
     jobs = &of;
+    first_down = of.jobs().empty() ? 0 : index % of.jobs().size();
     gate_up.begin(gate_up_pieces(of, workers), layer.gate_up);
     down.begin(down_pieces(of, workers), layer.down);
     ahead = PrefetchStream(*this);
@@ -94,29 +95,44 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
     }
     if (!ranges.empty() || jobs->jobs().empty() || !down.take()) return ranges;
     const WorkPiece piece = down.taken.back();
-    for (const auto& job : jobs->jobs()) {
+    for_down([&](const CpuJobs::Job& job, size_t) {
       ranges.push_back(
           kernel.down_range(job.slice, job.columns, piece.begin * kDownRows, piece.end * kDownRows));
-    }
+    });
     return ranges;
   }
 
+  // Calls body(job, its number) in this worker's order: each begins with another one, so that not all of them read
+  // the same slice at a time.
+  template <typename Body>
+  void for_down(const Body& body) const {
+    const auto& all = jobs->jobs();
+    for (size_t i = 0; i < all.size(); ++i) {
+      const size_t number = (first_down + i) % all.size();
+      body(all[number], number);
+    }
+  }
+
+  explicit Worker(int number) : index(number) {}
+
+  const int index;
   uint64_t round = 0;   // of the barrier
   uint64_t layers = 0;  // run() calls
   const CpuJobs* jobs = nullptr;
+  size_t first_down = 0;
   Phase gate_up;
   Phase down;
   PrefetchStream ahead;
   std::vector<PrefetchRange> ranges;
   QuantizedActivations input;
   std::vector<QuantizedActivations> hidden;  // by job
-  std::vector<float> sums;                   // [tokens, rows of a piece]
+  std::vector<float> sums;                   // of a piece of down, by use: [uses of all jobs, rows]
   std::atomic<int64_t> waited_ns = 0;
 };
 
 CpuTeam::CpuTeam(int workers, int64_t prefetch_bytes)
     : workers_(workers), prefetch_bytes_(prefetch_bytes), barrier_(workers) {
-  for (int i = 0; i < workers; ++i) all_.push_back(std::make_unique<Worker>());
+  for (int i = 0; i < workers; ++i) all_.push_back(std::make_unique<Worker>(i));
 }
 
 CpuTeam::~CpuTeam() = default;
@@ -174,16 +190,19 @@ void CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
                            float* result) {
   const int64_t first = piece.begin * kDownRows, last = piece.end * kDownRows, rows = last - first;
   const auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
-  worker.sums.assign(tokens * rows, 0.0f);
-  for (size_t i = 0; i < jobs.jobs().size(); ++i) {
-    const auto& job = jobs.jobs()[i];
-    const DownOutput out{worker.sums.data(), rows, jobs.use_tokens(job), jobs.use_weights(job)};
-    jobs.kernel().down(job.slice, job.columns, {hidden[i], nullptr, job.uses}, first, last, out,
-                       worker.ahead);
-  }
-  for (int64_t token = 0; token < tokens; ++token) {
-    const float* from = worker.sums.data() + token * rows;
-    std::copy(from, from + rows, result + token * jobs.kernel().layout().hidden + first);
+  worker.sums.assign(jobs.all_uses() * rows, 0.0f);
+  worker.for_down([&](const CpuJobs::Job& job, size_t number) {
+    const DownOutput out{worker.sums.data() + job.uses_before * rows, rows, nullptr, jobs.use_weights(job)};
+    jobs.kernel().down(job.slice, job.columns, {hidden[number], nullptr, job.uses}, first, last, out, worker.ahead);
+  });
+  const int64_t stride = jobs.kernel().layout().hidden;
+  for (int64_t token = 0; token < tokens; ++token) std::fill_n(result + token * stride + first, rows, 0.0f);
+  for (const auto& job : jobs.jobs()) {
+    for (int64_t use = 0; use < job.uses; ++use) {
+      const float* from = worker.sums.data() + (job.uses_before + use) * rows;
+      float* to = result + jobs.use_tokens(job)[use] * stride + first;
+      for (int64_t i = 0; i < rows; ++i) to[i] += from[i];
+    }
   }
 }
 

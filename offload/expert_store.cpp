@@ -11,11 +11,15 @@ ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vect
       offset_(grid.total_slices(), kNone),
       layer_bytes_(grid.layers),
       layers_(grid.layers) {
-  for (size_t i = 0; i < offset_.size(); ++i) {
-    if (!has_home[i]) continue;
-    uint64_t& used = layer_bytes_[i / grid.slices_per_layer()];
-    offset_[i] = used;
-    used += grid.slice_bytes;
+  for (int layer = 0; layer < grid.layers; ++layer) {
+    for (int slice = 0; slice < grid.slices; ++slice) {
+      for (int expert = 0; expert < grid.experts; ++expert) {
+        const size_t i = grid.index({layer, expert, slice});
+        if (!has_home[i]) continue;
+        offset_[i] = layer_bytes_[layer];
+        layer_bytes_[layer] += grid.slice_bytes;
+      }
+    }
   }
 }
 

@@ -12,8 +12,10 @@ struct WorkPiece {
   int64_t end = 0;
 };
 
-// Work [0, total) in rounds of one piece for each worker. A round takes half of what is left, the last one
-// all of it, so that its pieces have about `least` units (at least 1) or fewer. A value.
+// Work [0, total) in as many equal segments as there are workers, and rounds of one piece of each segment. A round
+// takes half of what is left, the last one all of it, so that its pieces have about `least` units (at least 1) or
+// fewer. What is read at the same time so lies far apart: memory answers 15 threads that are all within a few MB a
+// fifth more slowly. A value.
 class WorkPieces {
  public:
   WorkPieces() = default;
@@ -22,13 +24,12 @@ class WorkPieces {
   }
 
   int64_t count() const { return (halvings_ + 1) * workers_; }
-  // Piece i is [begin(i), begin(i + 1)); it can be empty.
-  int64_t begin(int64_t piece) const {
-    const int64_t round = piece / workers_;
-    if (round > halvings_) return total_;
-    const int64_t left = total_ >> round;
-    const int64_t after = round < halvings_ ? total_ >> (round + 1) : 0;
-    return total_ - left + (left - after) * (piece % workers_) / workers_;
+  // It can be empty.
+  WorkPiece operator[](int64_t piece) const {
+    const int64_t round = piece / workers_, segment = piece % workers_;
+    const int64_t begin = total_ * segment / workers_, end = total_ * (segment + 1) / workers_;
+    const int64_t after = round < halvings_ ? (end - begin) >> (round + 1) : 0;
+    return {end - ((end - begin) >> round), end - after};
   }
 
  private:
@@ -45,7 +46,7 @@ class WorkClaims {
     for (;;) {
       const int64_t next = next_.fetch_add(1, std::memory_order_relaxed);
       if (next >= pieces.count()) return false;
-      piece = {pieces.begin(next), pieces.begin(next + 1)};
+      piece = pieces[next];
       if (piece.begin < piece.end) return true;
     }
   }
