@@ -1,16 +1,35 @@
 #include "offload/batch_share.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <new>
+#include <utility>
 #include <vector>
+
+#include "runtime/torch/tensors.h"
 
 namespace lighter::offload {
 
-BatchShare::BatchShare(const BatchShareOptions& options)
-    : kernel_(options.encoding, options.hidden, options.slice_width),
-      cpu_({.threads = options.threads}),
-      control_(options.device_share, options.follow) {}
+BatchShare::BatchShare(const BatchShareOptions& options, Device& device)
+    : device_(device),
+      kernel_(options.encoding, options.hidden, options.slice_width),
+      control_(options.device_share, options.follow),
+      word_memory_(at::empty({1}, at::TensorOptions(at::kInt).pinned_memory(device.is_cuda()))),
+      word_(*new (word_memory_.mutable_data_ptr()) std::atomic<uint32_t>(0)),
+      cpu_({.threads = options.threads}) {}
+
+// The device may still look at the word.
+BatchShare::~BatchShare() {
+  try {
+    settle();
+    device_.compute_stream().synchronize();
+  } catch (const std::exception& error) {
+    spdlog::error("{}", error.what());
+  }
+}
 
 bool BatchShare::suits(const HostRouting& routing) {
   return std::ranges::all_of(routing.ranges,
@@ -18,7 +37,8 @@ bool BatchShare::suits(const HostRouting& routing) {
 }
 
 void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
-                       const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on) {
+                       const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on,
+                       std::function<bool()> copying) {
   hidden_ = hidden;
   if (!result_.defined() || result_.sizes() != hidden.sizes())
     result_ = at::empty_like(hidden, hidden.options().pinned_memory(hidden.is_pinned()));
@@ -42,22 +62,38 @@ void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices
     }
     jobs_.add_job(id, store.address(slice), {0, kernel_.layout().width});
   }
+  ran_dry_ = false;
+  ++layer_;
   begin_ = Clock::now();
-  cpu_.start(jobs_, hidden_.const_data_ptr<float>(), hidden_.size(0), result_.mutable_data_ptr<float>());
+  cpu_.start(jobs_, hidden_.const_data_ptr<float>(), hidden_.size(0), result_.mutable_data_ptr<float>(),
+             [this, copying = std::move(copying)] { ended(copying); });
   started_ = true;
-}
-
-const at::Tensor& BatchShare::wait() {
-  started_ = false;
-  cpu_.wait();
-  busy_s_ += std::chrono::duration<double>(Clock::now() - begin_).count();
   bytes_ += jobs_.weight_bytes();
-  return result_;
 }
 
-void BatchShare::layer_ended(bool late) {
+void BatchShare::ended(const std::function<bool()>& copying) {
+  word_.store(layer_, std::memory_order_release);
+  word_.notify_all();
+  end_ = Clock::now();
+  try {
+    link_was_idle_ = !copying();
+  } catch (const std::exception& error) {
+    spdlog::error("{}", error.what());  // the step will meet it, too
+  }
+}
+
+at::Tensor BatchShare::result(bool ran_dry) {
+  ran_dry_ = ran_dry;
+  device_.hold_until(word_, layer_);
+  return view_of(result_.const_data_ptr(), result_.sizes(), device_, DType::fp32);
+}
+
+void BatchShare::settle() {
+  if (!std::exchange(started_, false)) return;
+  cpu_.wait();
+  busy_s_ += std::chrono::duration<double>(end_ - begin_).count();
   ++layers_;
-  late_ += late;
+  late_ += link_was_idle_ || ran_dry_;
 }
 
 void BatchShare::step_ended() {

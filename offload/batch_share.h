@@ -5,7 +5,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <span>
 
 #include "offload/cpu_experts.h"
@@ -29,42 +31,57 @@ struct BatchShareOptions {
 class BatchShare {
  public:
   // Throws ConfigError for shapes that packed slices cannot have.
-  explicit BatchShare(const BatchShareOptions& options);
+  BatchShare(const BatchShareOptions& options, Device& device);
+  ~BatchShare();
 
   // Whether the CPU is of use in such a layer: no expert has so many tokens that the device unpacks it.
   static bool suits(const HostRouting& routing);
   // The device's share of the absent slices, between 0 and 1.
   double device_share() const { return control_.device_share() / static_cast<double>(ShareControl::kWhole); }
 
-  // slices: ascending. hidden: [tokens, hidden] fp32; weights: [tokens, k] fp32; both on the host.
+  // One layer: start(), result() if it has started, and settle() before the next start().
+
+  // slices: ascending. hidden: [tokens, hidden] fp32; weights: [tokens, k] fp32; both on the host. copying:
+  // whether the link is busy, which a worker asks when the CPU is done.
   void start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
-             const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on);
+             const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on,
+             std::function<bool()> copying);
   bool started() const { return started_; }
-  // The sum over the slices, [tokens, hidden] fp32 on the host, page-locked as hidden is; the next start()
-  // overwrites it. Throws DeviceError: what a worker met.
-  const at::Tensor& wait();
-  // late: the link could have had more to copy: it had nothing left when the CPU was done, or, where it
-  // copies the next layer's slices ahead, when those were queued.
-  void layer_ended(bool late);
+  // The sum over the slices, [tokens, hidden] fp32, for what the compute stream does from now on: it holds
+  // until the CPU is done, while the host goes on and enqueues what comes after. The device reads it in host
+  // memory: a copy would wait for all slices that are on their way. The next start() overwrites it. ran_dry:
+  // the link had nothing left when the next layer's slices were queued.
+  at::Tensor result(bool ran_dry);
+  // Waits until the CPU is done, if it was started. Throws DeviceError: what a worker met.
+  void settle();
   void step_ended();
 
   uint64_t bytes() const { return bytes_; }
-  // From a start until its result was taken.
+  // From a start until the CPU was done.
   double busy_s() const { return busy_s_; }
 
  private:
   using Clock = std::chrono::steady_clock;
 
+  void ended(const std::function<bool()>& copying);
+
+  Device& device_;
   const CpuSliceKernel kernel_;
-  CpuExperts cpu_;
   ShareControl control_;
   CpuJobs jobs_;
   bool started_ = false;
   at::Tensor hidden_, result_;
+  const at::Tensor word_memory_;
+  std::atomic<uint32_t>& word_;  // counts the layers that the CPU has done
+  uint32_t layer_ = 0;
   Clock::time_point begin_;
+  Clock::time_point end_;  // this and the next: by the last worker
+  bool link_was_idle_ = false;
+  bool ran_dry_ = false;
   uint64_t bytes_ = 0;
   double busy_s_ = 0;
   int layers_ = 0, late_ = 0;  // of this step
+  CpuExperts cpu_;             // its workers use what is above
 };
 
 }  // namespace lighter::offload

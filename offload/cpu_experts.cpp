@@ -88,11 +88,12 @@ int CpuExperts::threads() const {
   return parts_->team.workers();
 }
 
-void CpuExperts::launch(std::function<void(int worker)> work) {
+void CpuExperts::launch(std::function<void(int worker)> work, std::function<void()> on_end) {
   {
     std::lock_guard lock(mutex_);
     if (running_ > 0) throw DeviceError("the CPU's experts are busy; end what was started first");
     running_ = threads();
+    on_end_ = std::move(on_end);
     failure_.clear();
   }
   stopping_ = false;
@@ -109,6 +110,7 @@ void CpuExperts::launch(std::function<void(int worker)> work) {
         fail("worker " + std::to_string(worker) + " of the CPU's experts failed");
       }
       std::lock_guard lock(mutex_);
+      if (running_ == 1 && on_end_) on_end_();
       if (--running_ == 0) ended_.notify_all();
     });
   }
@@ -132,13 +134,15 @@ void CpuExperts::rethrow() {
   if (!failure_.empty()) throw DeviceError(std::exchange(failure_, {}));
 }
 
-void CpuExperts::start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result) {
+void CpuExperts::start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+                       std::function<void()> on_end) {
   if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling; stop_polling() first");
   parts_->team.reserve_for(jobs);
-  launch([this, &jobs, x, tokens, result](int worker) {
+  const auto work = [this, &jobs, x, tokens, result](int worker) {
     if (options_.on_begin) options_.on_begin(worker, 0, 0);
     parts_->team.run(worker, jobs, x, tokens, result);
-  });
+  };
+  launch(work, std::move(on_end));
 }
 
 void CpuExperts::wait() {

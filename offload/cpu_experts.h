@@ -64,8 +64,10 @@ class CpuExperts {
   void stop_polling();
 
   // result [tokens, hidden] fp32 = the jobs' sum for x [tokens, hidden] fp32; all stay until wait() has
-  // returned.
-  void start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
+  // returned. on_end: called by the last worker, also when one has failed, before wait() returns; must not
+  // throw.
+  void start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+             std::function<void()> on_end = {});
   void wait();
   void run(const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
 
@@ -77,7 +79,7 @@ class CpuExperts {
   struct Polling;
   struct Parts;
 
-  void launch(std::function<void(int worker)> work);
+  void launch(std::function<void(int worker)> work, std::function<void()> on_end = {});
   void await_workers();
   void rethrow();
   void fail(const std::string& what);
@@ -89,9 +91,10 @@ class CpuExperts {
   std::unique_ptr<Parts> parts_;
   std::unique_ptr<Polling> polling_;
 
-  std::mutex mutex_;  // guards the next three
+  std::mutex mutex_;  // guards the next four
   std::condition_variable ended_;
   int running_ = 0;
+  std::function<void()> on_end_;
   std::string failure_;
   std::atomic<int> awake_ = 0;
   alignas(64) std::atomic<bool> stopping_ = false;

@@ -32,7 +32,7 @@ class CpuJobs {
     int64_t first_use = 0;  // of the arrays below
     int64_t uses = 0;
     int64_t uses_before = 0;  // of the jobs before it
-    int64_t values_at = 0;  // of its hidden values [uses, columns] among those of all jobs
+    int64_t values_at = 0;    // of its hidden values [uses, columns] among those of all jobs
     int64_t cost_before = 0;
   };
 

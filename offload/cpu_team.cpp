@@ -78,7 +78,7 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
 
   void begin(const CpuJobs& of, int workers, Layer& layer) {
     jobs = &of;
-    first_down = of.jobs().empty() ? 0 : index % of.jobs().size();
+    first_down = index * of.jobs().size() / static_cast<size_t>(workers);
     gate_up.begin(gate_up_pieces(of, workers), layer.gate_up);
     down.begin(down_pieces(of, workers), layer.down);
     ahead = PrefetchStream(*this);
@@ -102,8 +102,8 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
     return ranges;
   }
 
-  // Calls body(job, its number) in this worker's order: each begins with another one, so that not all of them read
-  // the same slice at a time.
+  // Calls body(job, its number) in this worker's order: each begins with another one, so that not all of them
+  // read the same slice at a time.
   template <typename Body>
   void for_down(const Body& body) const {
     const auto& all = jobs->jobs();
@@ -193,7 +193,8 @@ void CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
   worker.sums.assign(jobs.all_uses() * rows, 0.0f);
   worker.for_down([&](const CpuJobs::Job& job, size_t number) {
     const DownOutput out{worker.sums.data() + job.uses_before * rows, rows, nullptr, jobs.use_weights(job)};
-    jobs.kernel().down(job.slice, job.columns, {hidden[number], nullptr, job.uses}, first, last, out, worker.ahead);
+    jobs.kernel().down(job.slice, job.columns, {hidden[number], nullptr, job.uses}, first, last, out,
+                       worker.ahead);
   });
   const int64_t stride = jobs.kernel().layout().hidden;
   for (int64_t token = 0; token < tokens; ++token) std::fill_n(result + token * stride + first, rows, 0.0f);

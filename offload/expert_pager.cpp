@@ -27,7 +27,7 @@ ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr
       reading_(device),
       pager_(device, grid, options, std::move(kept)) {
   if (!share) return;
-  share_ = std::make_unique<BatchShare>(*share);
+  share_ = std::make_unique<BatchShare>(*share, device);
   pager_.set_device_share(share_->device_share());
 }
 
@@ -68,6 +68,7 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   at::Tensor shared;
   if (!shared_.empty()) shared = shared_output(device_, step.hidden, shared_[layer]);
   reading_.wait();
+  if (share_ != nullptr) share_->settle();  // of the layer before
   const int64_t tokens = step.experts.size(0);
   const HostRouting routing = group_by_expert(read.experts.narrow(0, 0, tokens), grid_.experts);
   const bool streaming =
@@ -82,7 +83,8 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   LayerWork work;
   if (read.hidden.defined() && BatchShare::suits(routing)) {
     work.leave = [&](std::span<const SliceId> slices) {
-      share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on);
+      share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on,
+                    [this] { return pager_.copying(); });
     };
   }
   std::optional<RoutedSum> sum;
@@ -92,18 +94,14 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   };
   pager_.visit(layer, routing.experts, streaming, work);
   at::Tensor of_cpu;
-  if (share_ != nullptr && share_->started()) {
-    // Read by the device where it lies: a copy would wait for all slices that are on their way.
-    const at::Tensor& result = share_->wait();
-    of_cpu = view_of(result.const_data_ptr(), result.sizes(), device_, DType::fp32);
-    share_->layer_ended(!pager_.copying() || (streaming && pager_.ran_dry()));
-  }
+  if (share_ != nullptr && share_->started()) of_cpu = share_->result(streaming && pager_.ran_dry());
   sum->finish(of_cpu, shared, out);
 }
 
 void ExpertPager::between_steps() {
   pager_.between_steps();
   if (share_ == nullptr) return;
+  share_->settle();
   share_->step_ended();
   pager_.set_device_share(share_->device_share());
 }

@@ -24,7 +24,8 @@ ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vect
 }
 
 void ExpertStore::allocate_layer(int layer) {
-  layers_[layer] = device_.allocate_host(layer_bytes_[layer], "the experts of MoE layer " + std::to_string(layer));
+  layers_[layer] =
+      device_.allocate_host(layer_bytes_[layer], "the experts of MoE layer " + std::to_string(layer));
 }
 
 std::byte* ExpertStore::address(SliceId slice) const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -12,10 +13,10 @@ constexpr double kGb = 1e9, kUs = 1e-6, kTera = 1e12;
 constexpr double kFewTokens = 16;      // that the kernels for single tokens serve
 constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: layers begin and end
 // Of a batch whose missed slices CPU and link share: an expert with more than four tokens takes the CPU so
-// much longer, and a layer's tokens take so long to come to the CPU and its sums back. Measured beside
-// bench/results/h100.json.
+// much longer, and a layer's tokens take so long to come to the CPU and its sums back, beside what the device
+// does between; launches are enqueued while the CPU computes. Measured beside bench/results/h100.json.
 constexpr double kManyTokensCost = 0.4;
-constexpr double kHandoverUs = 450;
+constexpr double kHandoverUs = 100;
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
 // How much longer the CPU takes for each further token of an expert.
@@ -148,16 +149,21 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
       cost(shape.shared, load.batch) + cost(shape.expert_format, load.resident_share * routed, per_expert);
   speed.fixed_s = fixed_seconds(shape, load.graph ? c.graph : c.eager, missed > 0);
   double head_start = 0;  // of the copies
+  double launches_s = 0;  // while the CPU computes
   if (missed > 0) {
     const bool copies = !load.graph || per_expert > kFewTokens;
     auto rates = rates_of(mode, shape.expert_format, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
-    rates->cpu /= 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
+    double arithmetic = 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
     if (copies && rates->cpu > 0) {
       const double mean = static_cast<double>(load.batch) * shape.experts_per_token / shape.experts;
-      rates->cpu /= 1 + kManyTokensCost * share_beyond_four(mean);
-      speed.fixed_s += kUs * kHandoverUs * shape.moe_layers;
+      arithmetic *= 1 + kManyTokensCost * share_beyond_four(mean);
+      launches_s = std::exchange(speed.fixed_s, kUs * kHandoverUs * shape.moe_layers);
       if (rates->device > 0) head_start = speed.outside_s + speed.fixed_s;
+    }
+    // Memory that others read, too, and arithmetic: the slower one.
+    if (const auto alone = c.cpu_experts[shape.expert_format]; alone && rates->cpu > 0) {
+      rates->cpu = std::min(rates->cpu, *alone / arithmetic);
     }
     const double ahead = std::min(missed, rates->device * kGb * head_start);
     const double cpu_bytes = (missed - ahead) * rates->cpu / (rates->cpu + rates->device);
@@ -165,7 +171,8 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
     if (rates->device > 0) speed.link_s = (missed - cpu_bytes) / (rates->device * kGb);
   }
   speed.step_s =
-      speed.outside_s + std::max({speed.experts_s, speed.cpu_s, speed.link_s - head_start}) + speed.fixed_s;
+      speed.outside_s + std::max({speed.experts_s, speed.cpu_s, speed.link_s - head_start, launches_s}) +
+      speed.fixed_s;
   speed.tokens_per_s = load.batch / speed.step_s;
   return speed;
 }

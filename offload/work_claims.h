@@ -12,10 +12,10 @@ struct WorkPiece {
   int64_t end = 0;
 };
 
-// Work [0, total) in as many equal segments as there are workers, and rounds of one piece of each segment. A round
-// takes half of what is left, the last one all of it, so that its pieces have about `least` units (at least 1) or
-// fewer. What is read at the same time so lies far apart: memory answers 15 threads that are all within a few MB a
-// fifth more slowly. A value.
+// Work [0, total) in as many equal segments as there are workers, and rounds of one piece of each segment. A
+// round takes half of what is left, the last one all of it, so that its pieces have about `least` units (at
+// least 1) or fewer. What is read at the same time so lies far apart: memory answers 15 threads that are all
+// within a few MB a fifth more slowly. A value.
 class WorkPieces {
  public:
   WorkPieces() = default;

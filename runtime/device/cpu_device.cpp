@@ -166,6 +166,9 @@ class CpuDevice : public Device {
   bool is_cuda() const override { return false; }
   Stream& compute_stream() override { return compute_stream_; }
   void put(int64_t* to, std::span<const int64_t> values) override { std::ranges::copy(values, to); }
+  void hold_until(const std::atomic<uint32_t>& word, uint32_t value) override {
+    for (uint32_t now = word; static_cast<int32_t>(now - value) < 0; now = word) word.wait(now);
+  }
   std::unique_ptr<Stream> new_copy_stream() override { return std::make_unique<ThreadStream>(); }
   std::unique_ptr<Event> new_event() override { return std::make_unique<CpuEvent>(); }
   double milliseconds_between(const Event& begin, const Event& end) const override {

@@ -4,7 +4,7 @@
 #include "runtime/bytes.h"
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
-#include "runtime/device/put_values.h"
+#include "runtime/device/host_words.h"
 #include "runtime/error.h"
 
 namespace lighter {
@@ -106,6 +106,10 @@ class CudaDevice : public Device {
   void put(int64_t* to, std::span<const int64_t> values) override {
     check(cudaSetDevice(index_), "choosing the device");
     put_values(to, values.data(), static_cast<int64_t>(values.size()), compute_stream_.native_handle());
+  }
+  void hold_until(const std::atomic<uint32_t>& word, uint32_t value) override {
+    check(cudaSetDevice(index_), "choosing the device");
+    hold_stream(&word, value, compute_stream_.native_handle());
   }
   std::unique_ptr<Stream> new_copy_stream() override { return std::make_unique<CudaStream>(index_); }
   std::unique_ptr<Event> new_event() override {

@@ -4,6 +4,7 @@
 // and whose streams are threads, so that every path (paging, eviction, prefetch) also runs without a GPU.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -85,6 +86,10 @@ class Device {
   // Host values to device memory, in the compute stream; they are read before this returns. A copy would wait
   // for all that is on its way to the device in other streams, these do not.
   virtual void put(int64_t* to, std::span<const int64_t> values) = 0;
+  // The compute stream goes on when the host has set the word, on CUDA in page-locked memory, to `value` or
+  // to a later one (a number that may wrap around). Whoever sets it calls notify_all(). On a GPU this returns
+  // at once.
+  virtual void hold_until(const std::atomic<uint32_t>& word, uint32_t value) = 0;
   virtual std::unique_ptr<Stream> new_copy_stream() = 0;
   virtual std::unique_ptr<Event> new_event() = 0;
   // Milliseconds between the moments at which two recorded events passed.

@@ -43,6 +43,7 @@ class ManualDevice : public Device {
   bool is_cuda() const override { return false; }
   Stream& compute_stream() override { return memory_->compute_stream(); }
   void put(int64_t*, std::span<const int64_t>) override {}
+  void hold_until(const std::atomic<uint32_t>&, uint32_t) override {}
   std::unique_ptr<Stream> new_copy_stream() override;
   std::unique_ptr<Event> new_event() override;
   double milliseconds_between(const Event&, const Event&) const override { return 1; }

@@ -91,6 +91,8 @@ TEST_CASE(
 TEST_CASE("in a batch the copies run ahead while the CPU waits for tokens, and both end together") {
   Calibration c = default_calibration(true);
   c.beside_copies[SliceEncoding::int8] = SharedRate{80, 40};
+  c.cpu_experts[SliceEncoding::int8] = 90;
+  c.cpu_experts_of_4[SliceEncoding::int8] = 80;
   const SpeedShape shape = scout(SliceEncoding::int8);
   const auto speed = *decode_speed(shape, {0.5, 64, 0, false}, c, MissMode::split);
   CHECK(speed.link_s == doctest::Approx(speed.step_s));
@@ -102,6 +104,10 @@ TEST_CASE("in a batch the copies run ahead while the CPU waits for tokens, and b
   const double cpu_rate = (missed - speed.link_s * 40e9) / speed.cpu_s;
   CHECK(cpu_rate < 75e9);
   CHECK(cpu_rate > 55e9);
+  // Where others use the memory, arithmetic costs nothing.
+  c.beside_copies[SliceEncoding::int8] = SharedRate{50, 40};
+  const auto slower = *decode_speed(shape, {0.5, 64, 0, false}, c, MissMode::split);
+  CHECK((missed - slower.link_s * 40e9) / slower.cpu_s == doctest::Approx(50e9));
 }
 
 TEST_CASE("each further token of an expert takes the CPU a third longer of what four take longer than one") {

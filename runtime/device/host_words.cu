@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string>
 
-#include "runtime/device/put_values.h"
+#include "runtime/device/host_words.h"
 #include "runtime/error.h"
 
 namespace lighter {
@@ -25,6 +25,20 @@ __global__ void put(const __grid_constant__ Values<N> values, int64_t* to, int c
   }
 }
 
+__global__ void hold(const uint32_t* word, uint32_t value) {
+  for (;;) {
+    uint32_t now;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
+    if (static_cast<int32_t>(now - value) >= 0) return;
+    __nanosleep(500);
+  }
+}
+
+void check_launch(const char* doing) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) throw DeviceError(std::string("CUDA: ") + doing + ": " + cudaGetErrorString(error));
+}
+
 template <int N>
 void launch(int64_t* to, const int64_t* from, int count, void* stream) {
   Values<N> values;
@@ -42,9 +56,13 @@ void put_values(int64_t* to, const int64_t* values, int64_t count, void* stream)
     values += here;
     count -= here;
   }
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw DeviceError(std::string("CUDA: putting values: ") + cudaGetErrorString(error));
+  check_launch("putting values");
+}
+
+void hold_stream(const std::atomic<uint32_t>* word, uint32_t value, void* stream) {
+  static_assert(sizeof *word == sizeof value);
+  hold<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(reinterpret_cast<const uint32_t*>(word), value);
+  check_launch("waiting for the host");
 }
 
 }  // namespace lighter
