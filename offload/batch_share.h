@@ -1,6 +1,6 @@
-// The CPU's part of the layers of a step of many sequences: slices that the device leaves over, for the
-// tokens that chose their experts; and the device's share of the absent slices, which follows who is the last
-// to finish. Not thread-safe.
+// The CPU's part of the layers of a step of several tokens, of one sequence or of many: slices that the
+// device leaves over, for the tokens that chose their experts; and the device's share of the absent slices,
+// which follows who is the last to finish. Not thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,7 +23,7 @@ struct BatchShareOptions {
   SliceEncoding encoding = SliceEncoding::int8;
   int64_t hidden = 0;
   int64_t slice_width = 0;
-  double device_share = 0.5;  // the first one
+  double device_share = 0.4;  // the first one
   bool follow = true;         // whether it changes
   int threads = 0;            // 0: all cores but one
 };

@@ -16,7 +16,7 @@ namespace lighter::offload {
 class ExpertPager : public ExpertExecutor {
  public:
   // hint_depth: layers ahead for which the model should guess its routing; 0 switches prefetch off.
-  // share: how the CPU takes part in steps of many sequences; none: it does not. kept: see SlicePager.
+  // share: how the CPU takes part in steps of several tokens; none: it does not. kept: see SlicePager.
   ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr<SliceFormat> format,
               const PagerOptions& options, int hint_depth, const std::optional<BatchShareOptions>& share = {},
               std::shared_ptr<ExpertStore> kept = nullptr);

@@ -1,7 +1,8 @@
 // The experts' home in host memory, page-locked, one buffer per layer, in which first slices of all
-// experts come first, then all second ones, …: an expert's slices are read at the same time, and memory answers
-// faster where they lie far apart. Slices that never leave the device have no home: nothing keeps a second copy of them. A store in which every slice has a home can outlive the
-// pager that filled it and serve the next one, whatever that has resident.
+// experts come first, then all second ones, …: an expert's slices are read at the same time, and memory
+// answers faster where they lie far apart. Slices that never leave the device have no home: nothing keeps a
+// second copy of them. A store in which every slice has a home can outlive the pager that filled it and serve
+// the next one, whatever that has resident.
 #pragma once
 
 #include <vector>
@@ -39,7 +40,7 @@ class ExpertStore : public SliceSource {
 
   Device& device_;
   const ExpertGrid grid_;
-  std::vector<uint64_t> offset_;       // by grid index, in its layer's buffer
+  std::vector<uint64_t> offset_;  // by grid index, in its layer's buffer
   std::vector<uint64_t> layer_bytes_;
   std::vector<Buffer> layers_;
   bool filled_ = false;

@@ -17,6 +17,8 @@ constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: 
 // does between; launches are enqueued while the CPU computes. Measured beside bench/results/h100.json.
 constexpr double kManyTokensCost = 0.4;
 constexpr double kHandoverUs = 100;
+// The CPU takes part in a prompt while no expert has more than 16, which is likely up to so many of each.
+constexpr double kSharedTokens = 8;
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
 // How much longer the CPU takes for each further token of an expert.
@@ -83,7 +85,7 @@ double fixed_seconds(const SpeedShape& shape, const FixedCosts& costs, bool miss
                 shape.moe_layers * (costs.moe_layer + (misses ? costs.miss_layer : 0)));
 }
 
-// The rate, in GB/s, at which each way takes its share of the missed bytes; nothing where it cannot be.
+// The rate, in GB/s, at which each way takes its share of a token's missed bytes; nothing where it cannot be.
 std::optional<SharedRate> rates_of(MissMode mode, SliceEncoding format, bool copies, const Calibration& c) {
   switch (mode) {
     case MissMode::fetch:
@@ -98,6 +100,22 @@ std::optional<SharedRate> rates_of(MissMode mode, SliceEncoding format, bool cop
       return copies ? c.beside_copies[format] : c.beside_zero_copy[format];
   }
   return std::nullopt;
+}
+
+// The same for several tokens. Of memory, which others read too, and arithmetic the slower one counts.
+std::optional<SharedRate> rates_of(MissMode mode, const SpeedShape& shape, int tokens, bool copies,
+                                   const Calibration& c) {
+  auto rates = rates_of(mode, shape.expert_format, copies, c);
+  const auto alone = c.cpu_experts[shape.expert_format];
+  if (!rates || rates->cpu == 0 || !alone) return rates;
+  const double per_expert = std::max(1.0, tokens_of_an_expert(shape, tokens));
+  double arithmetic = 1 + cpu_cost_of_a_token(shape.expert_format, c) * (per_expert - 1);
+  if (copies) {
+    const double mean = static_cast<double>(tokens) * shape.experts_per_token / shape.experts;
+    arithmetic *= 1 + kManyTokensCost * share_beyond_four(mean);
+  }
+  rates->cpu = std::min(rates->cpu, *alone / arithmetic);
+  return rates;
 }
 
 }  // namespace
@@ -152,27 +170,20 @@ std::optional<DecodeSpeed> decode_speed(const SpeedShape& shape, const DecodeLoa
   double launches_s = 0;  // while the CPU computes
   if (missed > 0) {
     const bool copies = !load.graph || per_expert > kFewTokens;
-    auto rates = rates_of(mode, shape.expert_format, copies, c);
+    const auto rates = rates_of(mode, shape, load.batch, copies, c);
     if (!rates || (mode == MissMode::zero_copy && copies)) return std::nullopt;
-    double arithmetic = 1 + cpu_cost_of_a_token(shape.expert_format, c) * (std::max(1.0, per_expert) - 1);
     if (copies && rates->cpu > 0) {
-      const double mean = static_cast<double>(load.batch) * shape.experts_per_token / shape.experts;
-      arithmetic *= 1 + kManyTokensCost * share_beyond_four(mean);
       launches_s = std::exchange(speed.fixed_s, kUs * kHandoverUs * shape.moe_layers);
       if (rates->device > 0) head_start = speed.outside_s + speed.fixed_s;
-    }
-    // Memory that others read, too, and arithmetic: the slower one.
-    if (const auto alone = c.cpu_experts[shape.expert_format]; alone && rates->cpu > 0) {
-      rates->cpu = std::min(rates->cpu, *alone / arithmetic);
     }
     const double ahead = std::min(missed, rates->device * kGb * head_start);
     const double cpu_bytes = (missed - ahead) * rates->cpu / (rates->cpu + rates->device);
     if (rates->cpu > 0) speed.cpu_s = cpu_bytes / (rates->cpu * kGb);
     if (rates->device > 0) speed.link_s = (missed - cpu_bytes) / (rates->device * kGb);
   }
-  speed.step_s =
-      speed.outside_s + std::max({speed.experts_s, speed.cpu_s, speed.link_s - head_start, launches_s}) +
-      speed.fixed_s;
+  speed.step_s = speed.outside_s +
+                 std::max({speed.experts_s, speed.cpu_s, speed.link_s - head_start, launches_s}) +
+                 speed.fixed_s;
   speed.tokens_per_s = load.batch / speed.step_s;
   return speed;
 }
@@ -189,7 +200,7 @@ DecodeSpeed best_decode_speed(const SpeedShape& shape, const DecodeLoad& load, c
 }
 
 PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64_t prompt, int64_t chunk,
-                           const Calibration& c) {
+                           const Calibration& c, MissMode mode) {
   const Cost cost{shape, c};
   const double tensor = c.tensor_tflops * kTera;
   PrefillSpeed speed;
@@ -208,12 +219,19 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
     const double compute = cost(shape.outside, tokens) + cost(shape.shared, tokens) +
                            cost(shape.expert_format, routed, per_expert) + attention;
     const bool misses = resident_share < 1 && routed > 0;
-    const double link = (1 - resident_share) * routed / (c.link * kGb);
+    double rate = c.link, most = c.link;
+    if (mode != MissMode::fetch && per_expert <= kSharedTokens) {
+      const auto rates = rates_of(mode, shape, tokens, true, c);
+      if (rates) rate = rates->cpu + rates->device;
+      most = mode == MissMode::cpu ? c.host_read : c.both_read.value_or(c.link);
+    }
+    const double missed = (1 - resident_share) * routed;
+    const double link = missed / (rate * kGb);
     speed.compute_s += compute;
     speed.link_s += link;
     // A third of the shorter one is not hidden: the slots for streamed slices hold only a part of a layer.
     seconds += std::max({compute, link, fixed_seconds(shape, c.eager, misses)}) + std::min(compute, link) / 3;
-    bound += std::max(2 * weights * tokens / tensor + attention, link);
+    bound += std::max(2 * weights * tokens / tensor + attention, missed / (most * kGb));
   }
   seconds += cost(shape.head, 1);
   speed.tokens_per_s = static_cast<double>(prompt) / seconds;

@@ -14,17 +14,21 @@
 //   missed  = the other share of their bytes, by the mode:
 //     fetch      bytes / link, or 0.95 of it in a graph
 //     zero_copy  bytes / zero_copy
-//     cpu        bytes / cpu_experts[format], for each further token of an expert longer by a third of what four take longer
-//     split      bytes / (cpu + device), the rates of both beside each other; both end together. In batches copies run
-//                ahead of the layers, and the CPU waits while outside, fixed and the handing over of tokens last; an
+//     cpu        bytes / cpu_experts[format], for each further token of an expert longer by a third of what
+//     four take
+//                longer
+//     split      bytes / (cpu + device), the rates of both beside each other, or the CPU's of so many tokens
+//     where
+//                that is lower; both end together. In batches copies run ahead of the layers, and the CPU
+//                waits while outside and the handing over of tokens last, launches do not count, and an
 //                expert with more than four tokens takes it 1.4 times as long
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.
 //
-// Prefill. The chunks of a prompt, each max(compute, missed bytes / link, fixed) and a third of what is shorter,
-// compute or copies: copies run ahead of the layers, as far as there are slots, and launches ahead of the GPU.
-// compute: few() or many() of everything, and 4 · heads · head_dim operations for each query and key in each
-// layer.
+// Prefill. The chunks of a prompt, each max(compute, missed bytes / rate, fixed) and a third of what is
+// shorter, compute or copies: copies run ahead of the layers, as far as there are slots, and launches ahead
+// of the GPU. rate: the link's; with few tokens also that of the CPU, which takes part. compute: few() or
+// many() of everything, and 4 · heads · head_dim operations for each query and key in each layer.
 #pragma once
 
 #include <cstdint>
@@ -83,11 +87,13 @@ DecodeSpeed best_decode_speed(const SpeedShape& shape, const DecodeLoad& load, c
 
 struct PrefillSpeed {
   double tokens_per_s = 0;
-  double bound_tokens_per_s = 0;  // operations / tensor and missed bytes / link alone
+  double bound_tokens_per_s = 0;  // operations / tensor and missed bytes / what reads them, alone
   double compute_s = 0;           // of all chunks
-  double link_s = 0;
+  double link_s = 0;              // until missed bytes have been read, by whatever reads them
 };
+// mode: how short prompts come to missed bytes: fetch, cpu or split; long ones, from about eight tokens of an
+// expert on, fetch them.
 PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64_t prompt, int64_t chunk,
-                           const Calibration& c);
+                           const Calibration& c, MissMode mode = MissMode::fetch);
 
 }  // namespace lighter::offload

@@ -27,9 +27,9 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
-// How the CPU takes part in steps of several sequences.
+// How the CPU takes part in steps of several tokens.
 std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model, const Config& config) {
-  if (!cpu_shares_batches(model, config)) return std::nullopt;
+  if (!cpu_shares_prompts(config)) return std::nullopt;
   offload::BatchShareOptions options;
   options.encoding = config.model.experts;
   options.hidden = model.spec.hidden;
@@ -60,8 +60,8 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
     return resident;
   }
   const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
-  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager, depth,
-                                                      batch_share(model, config), std::move(kept));
+  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager,
+                                                      depth, batch_share(model, config), std::move(kept));
   pager->load(source, progress);
   return pager;
 }
@@ -74,8 +74,8 @@ std::unique_ptr<MissWorkers> make_workers(Device& device, const PreparedModel& m
   }
   offload::CpuExpertsOptions options;
   options.threads = model.threads;
-  return std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, model.spec.hidden, shape.slice_width,
-                                             model.spec.weight_on, options);
+  return std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, model.spec.hidden,
+                                             shape.slice_width, model.spec.weight_on, options);
 }
 
 std::string joined(const std::vector<std::string>& problems) {
@@ -145,18 +145,22 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
       const bool split = model.miss == OffloadConfig::Miss::split;
       sharing = {workers_.get(), shape.fetches ? 1 : split ? kFirstDeviceShare : 0, split};
     }
-    decoder_->decode_by(
-        models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule, sharing, *device_));
+    decoder_->decode_by(models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule,
+                                                  sharing, *device_));
   }
 }
 
 // It has no part where it stands in for the device itself.
-bool cpu_shares_batches(const PreparedModel& model, const Config& config) {
+bool cpu_shares_prompts(const Config& config) {
   using Miss = OffloadConfig::Miss;
   const Miss miss = config.offload.miss;
-  if (config.model.experts == SliceEncoding::dense || model.kv.sequences == 1) return false;
+  if (config.model.experts == SliceEncoding::dense) return false;
   return miss == Miss::cpu || miss == Miss::split ||
          (miss == Miss::automatic && config.device.kind != DeviceConfig::Kind::cpu);
+}
+
+bool cpu_shares_batches(const PreparedModel& model, const Config& config) {
+  return model.kv.sequences > 1 && cpu_shares_prompts(config);
 }
 
 ExpertCounters Session::counters() const {

@@ -21,15 +21,17 @@ namespace lighter::cli {
 // Who chooses the experts as configured; empty: the router.
 models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec);
 
-// Whether the CPU computes a part of the missed slices in steps of several sequences.
+// Whether the CPU computes a part of the missed slices in steps of several tokens: short prompts and, where
+// there are several sequences, what decodes them.
+bool cpu_shares_prompts(const Config& config);
 bool cpu_shares_batches(const PreparedModel& model, const Config& config);
 
 class Session {
  public:
   // Throws CapacityError when the plan does not fit, before anything is allocated.
-  // schedule: who chooses the experts; empty: what the configuration says. kept: a store of this model's experts,
-  // with a home for every slice, that outlives the session; it is filled if it is not yet. workers: in place of
-  // those that see to a decode graph's misses (tests).
+  // schedule: who chooses the experts; empty: what the configuration says. kept: a store of this model's
+  // experts, with a home for every slice, that outlives the session; it is filled if it is not yet. workers:
+  // in place of those that see to a decode graph's misses (tests).
   Session(const Config& config, const PreparedModel& model, const Progress& progress,
           models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr,
           std::unique_ptr<MissWorkers> workers = nullptr);

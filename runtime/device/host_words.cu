@@ -36,7 +36,8 @@ __global__ void hold(const uint32_t* word, uint32_t value) {
 
 void check_launch(const char* doing) {
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw DeviceError(std::string("CUDA: ") + doing + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw DeviceError(std::string("CUDA: ") + doing + ": " + cudaGetErrorString(error));
 }
 
 template <int N>

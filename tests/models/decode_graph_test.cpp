@@ -78,7 +78,8 @@ TEST_CASE(
         if (cuda && format != SliceEncoding::dense) {
           for (const Miss miss : {Miss::cpu, Miss::split}) {
             CAPTURE(miss_name(miss));
-            CHECK(relative_error(logits(graph, ratio, miss), resident) < 0.01);
+            // Of the prompt's steps the CPU computes a part, too, in fp32, where the device rounds to bf16.
+            CHECK(relative_error(logits(graph, ratio, miss), resident) < 0.02);
           }
         }
       }

@@ -88,13 +88,15 @@ TEST_CASE("with quantized experts, paged output equals resident output bit for b
   config.offload.slice_width = 0;
   const cli::ModelText text = cli::load_text(config.model);
   const auto ids = text.tokenizer->encode(
-      "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of "
+      "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in "
+      "want of "
       "a wife. And the king said unto him, Go, and tell the people what thou hast seen.",
       true);
   const auto logits = [&](SliceEncoding experts, double resident, OffloadConfig::Policy policy) {
     config.model.experts = experts;
     config.offload.resident = resident;
     config.offload.policy = policy;
+    config.offload.miss = OffloadConfig::Miss::fetch;
     LoadedModel model(config);
     return model.mixed_logits(ids, 30, 20);
   };
@@ -107,5 +109,33 @@ TEST_CASE("with quantized experts, paged output equals resident output bit for b
     CHECK(logits(encoding, 0.0, Policy::lru) == resident);
     CHECK(relative_error(resident, reference) < (encoding == SliceEncoding::int8 ? 0.02 : 0.1));
     CHECK(resident != reference);
+  }
+}
+
+TEST_CASE("of a short prompt the CPU computes a part of what is missed, which changes it by rounding alone") {
+  Config config = golden_config("", DType::bf16);
+  config.model.path = std::filesystem::path(LIGHTER_SOURCE_DIR) / "models/tiny";
+  config.model.experts = SliceEncoding::int8;
+  config.offload.slice_width = 0;
+  config.offload.resident = 0.33;
+  config.offload.policy = OffloadConfig::Policy::static_;
+  config.decode = DecodeMode::eager;
+  const cli::ModelText text = cli::load_text(config.model);
+  const auto ids = text.tokenizer->encode("It is a truth universally acknowledged, that a single man", true);
+  const auto prompt = [&](OffloadConfig::Miss miss, uint64_t& cpu_bytes) {
+    config.offload.miss = miss;
+    LoadedModel model(config);
+    auto logits = model.logits(ids, static_cast<int64_t>(ids.size()));
+    cpu_bytes = model.session.counters().cpu_bytes;
+    return logits;
+  };
+  using Miss = OffloadConfig::Miss;
+  uint64_t fetched = 0, computed = 0;
+  const auto expected = prompt(Miss::fetch, fetched);
+  CHECK(fetched == 0);
+  for (const Miss miss : {Miss::cpu, Miss::split}) {
+    CAPTURE(miss_name(miss));
+    CHECK(relative_error(prompt(miss, computed), expected) < 0.02);
+    CHECK(computed > 0);
   }
 }

@@ -38,6 +38,7 @@ TEST_CASE(
     const auto ids = some_ids(spec.vocab);
     for (const DType dtype : {DType::fp32, DType::bf16}) {
       Config config = checkpoint.config(dtype);
+      config.offload.miss = OffloadConfig::Miss::fetch;
       const auto logits = [&](double resident) {
         config.offload.resident = resident;
         LoadedModel model(config, schedule);
@@ -172,6 +173,7 @@ TEST_CASE("a synthetic model runs with every weight drawn in int4, and paged equ
   config.model.path.clear();
   set_format(config, SliceEncoding::int4);
   const auto ids = some_ids(checkpoint.spec.vocab);
+  config.offload.miss = OffloadConfig::Miss::fetch;
   config.offload.resident = 1.0;
   LoadedModel resident(config);
   const auto expected = mixed_logits(resident, ids);

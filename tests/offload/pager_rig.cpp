@@ -19,7 +19,9 @@ class LaggingDevice : public Device {
   bool is_cuda() const override { return false; }
   Stream& compute_stream() override { return *compute_; }
   void put(int64_t* to, std::span<const int64_t> values) override { device_->put(to, values); }
-  void hold_until(const std::atomic<uint32_t>& word, uint32_t value) override { device_->hold_until(word, value); }
+  void hold_until(const std::atomic<uint32_t>& word, uint32_t value) override {
+    device_->hold_until(word, value);
+  }
   std::unique_ptr<Stream> new_copy_stream() override { return device_->new_copy_stream(); }
   std::unique_ptr<Event> new_event() override { return device_->new_event(); }
   double milliseconds_between(const Event& begin, const Event& end) const override {
