@@ -31,11 +31,6 @@ BatchShare::~BatchShare() {
   }
 }
 
-bool BatchShare::suits(const HostRouting& routing) {
-  return std::ranges::all_of(routing.ranges,
-                             [](RowRange rows) { return rows.count <= CpuSliceKernel::kMostTokens; });
-}
-
 void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
                        const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on,
                        std::function<bool()> copying) {

@@ -34,8 +34,8 @@ class BatchShare {
   BatchShare(const BatchShareOptions& options, Device& device);
   ~BatchShare();
 
-  // Whether the CPU is of use in such a layer: no expert has so many tokens that the device unpacks it.
-  static bool suits(const HostRouting& routing);
+  // Whether the CPU is of use for an expert: it has not so many tokens that the device unpacks it.
+  static bool suits(RowRange rows) { return rows.count <= CpuSliceKernel::kMostTokens; }
   // The device's share of the absent slices, between 0 and 1.
   double device_share() const { return control_.device_share() / static_cast<double>(ShareControl::kWhole); }
 

@@ -2,6 +2,9 @@
 
 #include <ATen/ops/cat.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "runtime/moe/packed_ffn.h"
 #include "runtime/moe/routed_sum.h"
 #include "runtime/torch/tensors.h"
@@ -81,7 +84,12 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   }
 
   LayerWork work;
-  if (read.hidden.defined() && BatchShare::suits(routing)) {
+  std::vector<bool> suits(grid_.experts);
+  for (size_t i = 0; i < routing.experts.size(); ++i)
+    suits[routing.experts[i]] = BatchShare::suits(routing.ranges[i]);
+  const bool enough = 2 * std::ranges::count(suits, true) >= static_cast<int64_t>(routing.experts.size());
+  if (read.hidden.defined() && enough) {
+    work.may_leave = [&](int expert) { return suits[expert]; };
     work.leave = [&](std::span<const SliceId> slices) {
       share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on,
                     [this] { return pager_.copying(); });

@@ -134,8 +134,9 @@ void SlicePager::visit(int layer, std::span<const int> experts, bool streaming, 
   if (work.leave) {
     const std::vector<bool> over = left_over(layer);
     std::erase_if(needs, [&](const SliceNeed& need) {
-      const bool leave =
-          need.presence == Presence::absent && over[need.slice.expert * grid_.slices + need.slice.slice];
+      const bool leave = need.presence == Presence::absent &&
+                         over[need.slice.expert * grid_.slices + need.slice.slice] &&
+                         (!work.may_leave || work.may_leave(need.slice.expert));
       if (leave) left.push_back(need.slice);
       return leave;
     });

@@ -59,6 +59,8 @@ struct LayerWork {
   // Some slices of an expert, one after another from `first` on (those that were left are skipped), which the
   // compute stream may read now. An expert's slices may come in several calls.
   std::function<void(int expert, int first, std::span<const std::byte* const> addresses)> use;
+  // Whether an expert's slices can be among those that are left. Null: any.
+  std::function<bool(int expert)> may_leave = {};
 };
 
 class SlicePager {

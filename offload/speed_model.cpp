@@ -17,8 +17,8 @@ constexpr double kLinkInSteps = 0.95;  // what a graph's step gets of the link: 
 // does between; launches are enqueued while the CPU computes. Measured beside bench/results/h100.json.
 constexpr double kManyTokensCost = 0.4;
 constexpr double kHandoverUs = 100;
-// The CPU takes part in a prompt while no expert has more than 16, which is likely up to so many of each.
-constexpr double kSharedTokens = 8;
+// The CPU takes part in a prompt where experts have no more than 16, which most have up to so many of each.
+constexpr double kSharedTokens = 12;
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
 // How much longer the CPU takes for each further token of an expert.

@@ -91,8 +91,8 @@ struct PrefillSpeed {
   double compute_s = 0;           // of all chunks
   double link_s = 0;              // until missed bytes have been read, by whatever reads them
 };
-// mode: how short prompts come to missed bytes: fetch, cpu or split; long ones, from about eight tokens of an
-// expert on, fetch them.
+// mode: how short prompts come to missed bytes: fetch, cpu or split; long ones, from about twelve tokens of
+// an expert on, fetch them.
 PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64_t prompt, int64_t chunk,
                            const Calibration& c, MissMode mode = MissMode::fetch);
 

@@ -121,4 +121,49 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
   }
 }
 
+TEST_CASE("of experts with many and with few tokens the CPU takes over the latter") {
+  const SliceShape shape{kHidden, kWidth};
+  const SliceEncoding encoding = SliceEncoding::int8;
+  const ExpertGrid grid{1, 4, 2, slice_bytes(shape, encoding, DType::fp32)};
+  const auto device = make_cpu_device(kRoom, kRoom);
+  const RandomSlices source(grid, encoding);
+  const Progress quiet = [](const std::string&, uint64_t, uint64_t) {};
+  ResidentExperts resident(*device, grid, make_quantized_format(shape, encoding));
+  resident.load(source, quiet);
+  PagerOptions options;
+  options.residents_per_layer = {0};
+  options.spare_slots = 4;
+  options.policy = PolicyKind::static_;
+  options.prefetch = false;
+  BatchShareOptions share;
+  share.encoding = encoding;
+  share.hidden = kHidden;
+  share.slice_width = kWidth;
+  share.device_share = 0;
+  share.follow = false;
+  share.threads = 1;
+  ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), options, 0, share);
+  pager.load(source, quiet);
+  struct Case {
+    std::vector<int64_t> tokens;  // of each expert
+    uint64_t taken;
+  };
+  const std::vector<Case> cases = {
+      {{16, 1, 5, 16}, 4}, {{17, 1, 5, 40}, 2}, {{17, 17, 5, 40}, 0}, {{0, 30, 3, 0}, 1}};
+  for (const Case& c : cases) {
+    std::vector<int64_t> chosen;
+    for (int64_t expert = 0; expert < 4; ++expert) chosen.insert(chosen.end(), c.tokens[expert], expert);
+    const auto tokens = static_cast<int64_t>(chosen.size());
+    MoeStep step = random_step(tokens, grid.experts, 1, WeightOn::input, 9);
+    step.experts = at::from_blob(chosen.data(), {tokens, 1}, at::kLong).clone();
+    at::Tensor expected = at::empty({tokens, kHidden}), out = at::empty({tokens, kHidden});
+    resident.enqueue(0, step, expected);
+    const ExpertCounters before = pager.counters();
+    pager.enqueue(0, step, out);
+    CHECK(relative_error(out, expected) < 1e-5);
+    CHECK((pager.counters() - before).cpu_bytes == c.taken * grid.slices * grid.slice_bytes);
+    pager.between_steps();
+  }
+}
+
 }  // namespace lighter::offload
