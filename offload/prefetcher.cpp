@@ -4,6 +4,8 @@
 #include <tbb/flow_graph.h>
 #include <tbb/task_arena.h>
 
+#include <atomic>
+#include <thread>
 #include <utility>
 
 namespace lighter::offload {
@@ -41,10 +43,12 @@ struct Prefetcher::Graph {
              [this](const Guess& guess, Copy::gateway_type& gateway) {
                gateway.reserve_wait();
                const auto ended = [this, &gateway] {
+                 entering.fetch_add(1, std::memory_order_relaxed);
                  arena.enqueue([&gateway] {
                    gateway.try_put(flow::continue_msg());
                    gateway.release_wait();
                  });
+                 entering.fetch_sub(1, std::memory_order_release);
                };
                try {
                  if (!start(guess.step, guess.slice, ended)) ended();
@@ -61,6 +65,12 @@ struct Prefetcher::Graph {
     flow::make_edge(ended, limiter.decrementer());
   }
 
+  // What was enqueued may be over, and so the graph, before enqueue() has returned and needs the arena no
+  // more.
+  ~Graph() {
+    while (entering.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+  }
+
   // From outside, work comes in by enqueue(): for that alone oneTBB gives the arena a worker when its limit
   // is one thread.
   void put(Request request) {
@@ -73,6 +83,7 @@ struct Prefetcher::Graph {
 
   const ExpertGrid grid;
   StartPrefetch start;
+  std::atomic<int> entering = 0;  // threads that hand the end of a copy to the arena
   tbb::task_arena arena{1, 0};
   std::unique_ptr<flow::graph> graph;  // runs in the arena, because it was made there
   Expand expand;

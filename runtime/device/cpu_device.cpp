@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -133,6 +134,17 @@ class ThreadStream : public Stream {
     changed_.notify_all();
   }
 
+  // A word appears whole, and after what was copied before it, as with a GPU's copy engine.
+  static void carry_out(const Work& copy) {
+    if (copy.bytes == sizeof(uint32_t) && reinterpret_cast<uintptr_t>(copy.to) % sizeof(uint32_t) == 0) {
+      uint32_t word;
+      std::memcpy(&word, copy.from, sizeof word);
+      std::atomic_ref(*static_cast<uint32_t*>(copy.to)).store(word, std::memory_order_release);
+    } else if (copy.bytes > 0) {
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+
   void work() {
     for (;;) {
       Work next;
@@ -144,7 +156,7 @@ class ThreadStream : public Stream {
         queue_.pop_front();
       }
       if (next.wait_for) next.wait_for->wait();
-      if (next.bytes > 0) std::memcpy(next.to, next.from, next.bytes);
+      carry_out(next);
       if (next.pass) next.pass->pass();
     }
   }

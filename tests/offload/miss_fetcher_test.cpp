@@ -93,6 +93,8 @@ TEST_CASE(
             CHECK(rig.holds(entry++, {layer, expert, slice}));
           }
         }
+        // Before that the post is still looked into.
+        while (rig.mailbox.done(layer) != step) std::this_thread::yield();
       }
     }
     fetcher.stop();
