@@ -46,10 +46,11 @@ at::Tensor Decoder::forward(const Step& step) {
 void Decoder::forward_all(const Step& step, int64_t rows,
                           const std::function<void(int64_t first, const at::Tensor& logits)>& on_logits) {
   const at::Tensor hidden = hidden_states(step);
+  device_.compute_stream().synchronize();
+  if (executor_ != nullptr) executor_->between_steps();  // throws what its workers met
   for (int64_t first = 0; first < hidden.size(0); first += rows) {
     on_logits(first, logits(hidden.narrow(0, first, std::min(rows, hidden.size(0) - first))).cpu());
   }
-  if (executor_ != nullptr) executor_->between_steps();
 }
 
 // [tokens, hidden], before the last norm.

@@ -23,12 +23,15 @@ BatchShare::BatchShare(const BatchShareOptions& options, Device& device)
 
 // The device may still look at the word.
 BatchShare::~BatchShare() {
-  try {
-    settle();
-    device_.compute_stream().synchronize();
-  } catch (const std::exception& error) {
-    spdlog::error("{}", error.what());
-  }
+  const auto try_to = [](const auto& act) {
+    try {
+      act();
+    } catch (const std::exception& error) {
+      spdlog::error("{}", error.what());
+    }
+  };
+  try_to([&] { settle(); });
+  try_to([&] { device_.compute_stream().synchronize(); });
 }
 
 void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
@@ -57,7 +60,7 @@ void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices
     }
     jobs_.add_job(id, store.address(slice), {0, kernel_.layout().width});
   }
-  ran_dry_ = false;
+  was_early_ = ran_dry_ = false;
   ++layer_;
   begin_ = Clock::now();
   cpu_.start(jobs_, hidden_.const_data_ptr<float>(), hidden_.size(0), result_.mutable_data_ptr<float>(),
@@ -77,7 +80,9 @@ void BatchShare::ended(const std::function<bool()>& copying) {
   }
 }
 
-at::Tensor BatchShare::result(bool ran_dry) {
+at::Tensor BatchShare::result(bool copying, bool ran_dry) {
+  was_early_ = word_.load(std::memory_order_acquire) == layer_;
+  was_idle_when_queued_ = !copying;
   ran_dry_ = ran_dry;
   device_.hold_until(word_, layer_);
   return view_of(result_.const_data_ptr(), result_.sizes(), device_, DType::fp32);
@@ -88,7 +93,7 @@ void BatchShare::settle() {
   cpu_.wait();
   busy_s_ += std::chrono::duration<double>(end_ - begin_).count();
   ++layers_;
-  late_ += link_was_idle_ || ran_dry_;
+  late_ += (was_early_ ? was_idle_when_queued_ : link_was_idle_) || ran_dry_;
 }
 
 void BatchShare::step_ended() {

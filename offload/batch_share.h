@@ -49,9 +49,10 @@ class BatchShare {
   bool started() const { return started_; }
   // The sum over the slices, [tokens, hidden] fp32, for what the compute stream does from now on: it holds
   // until the CPU is done, while the host goes on and enqueues what comes after. The device reads it in host
-  // memory: a copy would wait for all slices that are on their way. The next start() overwrites it. ran_dry:
-  // the link had nothing left when the next layer's slices were queued.
-  at::Tensor result(bool ran_dry);
+  // memory: a copy would wait for all slices that are on their way. The next start() overwrites it. copying:
+  // whether the link is busy now that everything is queued; ran_dry: the link had nothing left when the next
+  // layer's slices were queued.
+  at::Tensor result(bool copying, bool ran_dry);
   // Waits until the CPU is done, if it was started. Throws DeviceError: what a worker met.
   void settle();
   void step_ended();
@@ -77,6 +78,8 @@ class BatchShare {
   Clock::time_point begin_;
   Clock::time_point end_;  // this and the next: by the last worker
   bool link_was_idle_ = false;
+  bool was_idle_when_queued_ = false;
+  bool was_early_ = false;  // the CPU: before the layer's copies were all queued
   bool ran_dry_ = false;
   uint64_t bytes_ = 0;
   double busy_s_ = 0;

@@ -19,7 +19,6 @@ namespace {
 
 constexpr auto kTimeToWake = std::chrono::seconds(10);
 constexpr auto kTimeToEnd = std::chrono::seconds(1);
-constexpr int kMostThreads = 192;
 constexpr size_t kThreadsAllowed = 256;  // of the process; only those that are needed are made
 
 int64_t now_ns() {
@@ -29,9 +28,9 @@ int64_t now_ns() {
 int threads_of(const CpuExpertsOptions& options) {
   const int threads =
       options.threads > 0 ? options.threads : std::max(1, tbb::info::default_concurrency() - 1);
-  if (threads <= kMostThreads) return threads;
+  if (threads <= CpuExperts::kMostThreads) return threads;
   throw ConfigError("the CPU's experts cannot have " + std::to_string(threads) + " threads; at most " +
-                    std::to_string(kMostThreads));
+                    std::to_string(CpuExperts::kMostThreads));
 }
 
 void check_tokens(int64_t tokens, int64_t most) {

@@ -51,6 +51,8 @@ struct CpuExpertsCounters {
 
 class CpuExperts {
  public:
+  static constexpr int kMostThreads = 192;
+
   // Throws ConfigError if there are not so many threads to be had.
   explicit CpuExperts(const CpuExpertsOptions& options);
   ~CpuExperts();

@@ -102,7 +102,9 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   };
   pager_.visit(layer, routing.experts, streaming, work);
   at::Tensor of_cpu;
-  if (share_ != nullptr && share_->started()) of_cpu = share_->result(streaming && pager_.ran_dry());
+  if (share_ != nullptr && share_->started()) {
+    of_cpu = share_->result(pager_.copying(), streaming && pager_.ran_dry());
+  }
   sum->finish(of_cpu, shared, out);
 }
 

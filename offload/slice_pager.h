@@ -82,7 +82,7 @@ class SlicePager {
   // From now on: the part of each layer's absent slices that is copied in visits with `leave`; the others are
   // left over, the same number of each expert's, its last ones. 1 until then. Call it between steps.
   void set_device_share(double share) { device_share_ = share; }
-  // Whether slices that a visit needs, or the next one will, are still on their way.
+  // Whether slices that a visit needs, or the next one will, are still on their way. From any thread.
   bool copying() { return transfers_.demand_outstanding(); }
   // Whether the link had nothing left to copy when the latest streaming visit came to queue the next layer's
   // slices.

@@ -14,20 +14,18 @@
 //   missed  = the other share of their bytes, by the mode:
 //     fetch      bytes / link, or 0.95 of it in a graph
 //     zero_copy  bytes / zero_copy
-//     cpu        bytes / cpu_experts[format], for each further token of an expert longer by a third of what
-//     four take
-//                longer
-//     split      bytes / (cpu + device), the rates of both beside each other, or the CPU's of so many tokens
-//     where
-//                that is lower; both end together. In batches copies run ahead of the layers, and the CPU
-//                waits while outside and the handing over of tokens last, launches do not count, and an
-//                expert with more than four tokens takes it 1.4 times as long
+//     cpu        bytes / cpu_experts[format], and a third of what four tokens take longer for each further
+//     one split      bytes / (cpu + device), the rates of both beside each other, or the CPU's for so many
+//     tokens
+//                if lower; both end together. In batches copies run ahead of the layers, the CPU waits while
+//                outside and the handing over of tokens last, launches pass meanwhile (the longest counts),
+//                and an expert with more than four tokens takes the CPU 1.4 times as long
 //   fixed   = costs of the graph, or of eager decoding, a layer, an MoE layer, a layer with misses and a step
 // The sums are over layers, since all have the same share resident.
 //
 // Prefill. The chunks of a prompt, each max(compute, missed bytes / rate, fixed) and a third of what is
 // shorter, compute or copies: copies run ahead of the layers, as far as there are slots, and launches ahead
-// of the GPU. rate: the link's; with few tokens also that of the CPU, which takes part. compute: few() or
+// of the GPU. rate: the link's; with few tokens, the mode's as above. compute: few() or
 // many() of everything, and 4 · heads · head_dim operations for each query and key in each layer.
 #pragma once
 

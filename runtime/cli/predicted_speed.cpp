@@ -39,13 +39,13 @@ offload::MissMode miss_mode(const PreparedModel& model) {
   return model.miss == Miss::split ? offload::MissMode::split : offload::MissMode::fetch;
 }
 
-offload::MissMode miss_mode_of_prompts(const Config& config) {
-  if (!cpu_shares_prompts(config)) return offload::MissMode::fetch;
+offload::MissMode miss_mode_of_prompts(const PreparedModel& model, const Config& config) {
+  if (!cpu_shares_prompts(model, config)) return offload::MissMode::fetch;
   return config.offload.miss == OffloadConfig::Miss::cpu ? offload::MissMode::cpu : offload::MissMode::split;
 }
 
 offload::MissMode miss_mode_of_batches(const PreparedModel& model, const Config& config) {
-  return cpu_shares_batches(model, config) ? miss_mode_of_prompts(config) : offload::MissMode::fetch;
+  return cpu_shares_batches(model, config) ? miss_mode_of_prompts(model, config) : offload::MissMode::fetch;
 }
 
 namespace {
@@ -79,7 +79,7 @@ PredictedSpeed predict_speed(const PreparedModel& model, const Config& config,
   }
   speed.prefill_tokens = std::min(kPrompt, config.memory.context);
   speed.prefill = offload::prefill_speed(shape, resident, speed.prefill_tokens, model.prefill_chunk, c,
-                                         miss_mode_of_prompts(config));
+                                         miss_mode_of_prompts(model, config));
   return speed;
 }
 

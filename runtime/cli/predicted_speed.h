@@ -9,8 +9,8 @@
 namespace lighter::cli {
 
 offload::SpeedShape speed_shape(const PreparedModel& model, const Config& config);
-offload::MissMode miss_mode(const PreparedModel& model);       // as the plan has chosen
-offload::MissMode miss_mode_of_prompts(const Config& config);  // short ones
+offload::MissMode miss_mode(const PreparedModel& model);  // as the plan has chosen
+offload::MissMode miss_mode_of_prompts(const PreparedModel& model, const Config& config);  // short ones
 offload::MissMode miss_mode_of_batches(const PreparedModel& model, const Config& config);
 
 struct PredictedSpeed {

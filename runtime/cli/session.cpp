@@ -29,12 +29,12 @@ std::unique_ptr<Device> make_device(const Config& config) {
 
 // How the CPU takes part in steps of several tokens.
 std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model, const Config& config) {
-  if (!cpu_shares_prompts(config)) return std::nullopt;
+  if (!cpu_shares_prompts(model, config)) return std::nullopt;
   offload::BatchShareOptions options;
   options.encoding = config.model.experts;
   options.hidden = model.spec.hidden;
   options.slice_width = model.slice_width;
-  options.threads = model.threads;
+  options.threads = std::min(model.threads, offload::CpuExperts::kMostThreads);
   if (config.offload.miss == OffloadConfig::Miss::cpu) {
     options.device_share = 0;
     options.follow = false;
@@ -73,7 +73,7 @@ std::unique_ptr<MissWorkers> make_workers(Device& device, const PreparedModel& m
     return std::make_unique<offload::MissFetcher>(device, shape.experts, model.spec.experts_per_token);
   }
   offload::CpuExpertsOptions options;
-  options.threads = model.threads;
+  options.threads = std::min(model.threads, offload::CpuExperts::kMostThreads);
   return std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, model.spec.hidden,
                                              shape.slice_width, model.spec.weight_on, options);
 }
@@ -151,16 +151,16 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
 }
 
 // It has no part where it stands in for the device itself.
-bool cpu_shares_prompts(const Config& config) {
+bool cpu_shares_prompts(const PreparedModel& model, const Config& config) {
   using Miss = OffloadConfig::Miss;
   const Miss miss = config.offload.miss;
   if (config.model.experts == SliceEncoding::dense) return false;
   return miss == Miss::cpu || miss == Miss::split ||
-         (miss == Miss::automatic && config.device.kind != DeviceConfig::Kind::cpu);
+         (miss == Miss::automatic && config.device.kind != DeviceConfig::Kind::cpu && model.threads > 1);
 }
 
 bool cpu_shares_batches(const PreparedModel& model, const Config& config) {
-  return model.kv.sequences > 1 && cpu_shares_prompts(config);
+  return model.kv.sequences > 1 && cpu_shares_prompts(model, config);
 }
 
 ExpertCounters Session::counters() const {

@@ -23,7 +23,7 @@ models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models
 
 // Whether the CPU computes a part of the missed slices in steps of several tokens: short prompts and, where
 // there are several sequences, what decodes them.
-bool cpu_shares_prompts(const Config& config);
+bool cpu_shares_prompts(const PreparedModel& model, const Config& config);
 bool cpu_shares_batches(const PreparedModel& model, const Config& config);
 
 class Session {

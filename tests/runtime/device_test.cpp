@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -95,6 +97,25 @@ TEST_CASE("values that are put on the device are read before put() returns") {
   values.assign(3, 0);
   device->compute_stream().synchronize();
   CHECK(std::vector<int64_t>(to, to + 3) == std::vector<int64_t>{5, -6, 7});
+}
+
+TEST_CASE(
+    "the compute stream holds until the host has set a word to the value or a later one, also past 2^32") {
+  const auto device = make_cpu_device(0, 1 << 12);
+  std::atomic<uint32_t> word = 0xFFFFFFFE;
+  for (const uint32_t value : {0xFFFFFFFFu, 1u}) {
+    std::atomic<bool> set = false;
+    std::thread host([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      set = true;
+      word = value;
+      word.notify_all();
+    });
+    device->hold_until(word, value);
+    CHECK(set);
+    host.join();
+    device->hold_until(word, value - 1);  // was there before
+  }
 }
 
 TEST_CASE("an event that was never recorded has passed") {
