@@ -13,8 +13,9 @@
 
 namespace lighter::offload {
 
-BatchShare::BatchShare(const BatchShareOptions& options, Device& device)
+BatchShare::BatchShare(const BatchShareOptions& options, Device& device, std::function<bool()> copying)
     : device_(device),
+      copying_(std::move(copying)),
       kernel_(options.encoding, options.hidden, options.slice_width),
       control_(options.device_share, options.follow),
       word_memory_(at::empty({1}, at::TensorOptions(at::kInt).pinned_memory(device.is_cuda()))),
@@ -35,8 +36,7 @@ BatchShare::~BatchShare() {
 }
 
 void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
-                       const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on,
-                       std::function<bool()> copying) {
+                       const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on) {
   hidden_ = hidden;
   if (!result_.defined() || result_.sizes() != hidden.sizes())
     result_ = at::empty_like(hidden, hidden.options().pinned_memory(hidden.is_pinned()));
@@ -48,8 +48,7 @@ void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices
   for (const SliceId slice : slices) {
     if (slice.expert != expert) {
       expert = slice.expert;
-      const size_t place = std::ranges::lower_bound(routing.experts, expert) - routing.experts.begin();
-      const RowRange rows = routing.ranges[place];
+      const RowRange rows = routing.rows_of(expert);
       uses.clear();
       for (int64_t i = rows.first; i < rows.first + rows.count; ++i) {
         TokenUse& use = uses.emplace_back();
@@ -60,30 +59,29 @@ void BatchShare::start(const ExpertStore& store, std::span<const SliceId> slices
     }
     jobs_.add_job(id, store.address(slice), {0, kernel_.layout().width});
   }
-  was_early_ = ran_dry_ = false;
+  known_late_.reset();
   ++layer_;
   begin_ = Clock::now();
   cpu_.start(jobs_, hidden_.const_data_ptr<float>(), hidden_.size(0), result_.mutable_data_ptr<float>(),
-             [this, copying = std::move(copying)] { ended(copying); });
+             [this] { ended(); });
   started_ = true;
   bytes_ += jobs_.weight_bytes();
 }
 
-void BatchShare::ended(const std::function<bool()>& copying) {
+void BatchShare::ended() {
   word_.store(layer_, std::memory_order_release);
   word_.notify_all();
   end_ = Clock::now();
   try {
-    link_was_idle_ = !copying();
+    link_was_idle_ = !copying_();
   } catch (const std::exception& error) {
     spdlog::error("{}", error.what());  // the step will meet it, too
   }
 }
 
-at::Tensor BatchShare::result(bool copying, bool ran_dry) {
-  was_early_ = word_.load(std::memory_order_acquire) == layer_;
-  was_idle_when_queued_ = !copying;
-  ran_dry_ = ran_dry;
+at::Tensor BatchShare::result(bool ran_dry) {
+  const bool early = word_.load(std::memory_order_acquire) == layer_;  // when not all copies were queued yet
+  if (ran_dry || early) known_late_ = ran_dry || !copying_();
   device_.hold_until(word_, layer_);
   return view_of(result_.const_data_ptr(), result_.sizes(), device_, DType::fp32);
 }
@@ -93,7 +91,7 @@ void BatchShare::settle() {
   cpu_.wait();
   busy_s_ += std::chrono::duration<double>(end_ - begin_).count();
   ++layers_;
-  late_ += (was_early_ ? was_idle_when_queued_ : link_was_idle_) || ran_dry_;
+  late_ += known_late_.value_or(link_was_idle_);
 }
 
 void BatchShare::step_ended() {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "offload/cpu_experts.h"
@@ -31,7 +32,8 @@ struct BatchShareOptions {
 class BatchShare {
  public:
   // Throws ConfigError for shapes that packed slices cannot have.
-  BatchShare(const BatchShareOptions& options, Device& device);
+  // copying: whether the link is busy; a worker asks it, too.
+  BatchShare(const BatchShareOptions& options, Device& device, std::function<bool()> copying);
   ~BatchShare();
 
   // Whether the CPU is of use for an expert: it has not so many tokens that the device unpacks it.
@@ -41,18 +43,15 @@ class BatchShare {
 
   // One layer: start(), result() if it has started, and settle() before the next start().
 
-  // slices: ascending. hidden: [tokens, hidden] fp32; weights: [tokens, k] fp32; both on the host. copying:
-  // whether the link is busy, which a worker asks when the CPU is done.
+  // slices: ascending. hidden: [tokens, hidden] fp32; weights: [tokens, k] fp32; both on the host.
   void start(const ExpertStore& store, std::span<const SliceId> slices, const HostRouting& routing,
-             const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on,
-             std::function<bool()> copying);
+             const at::Tensor& hidden, const at::Tensor& weights, WeightOn weight_on);
   bool started() const { return started_; }
   // The sum over the slices, [tokens, hidden] fp32, for what the compute stream does from now on: it holds
   // until the CPU is done, while the host goes on and enqueues what comes after. The device reads it in host
-  // memory: a copy would wait for all slices that are on their way. The next start() overwrites it. copying:
-  // whether the link is busy now that everything is queued; ran_dry: the link had nothing left when the next
-  // layer's slices were queued.
-  at::Tensor result(bool copying, bool ran_dry);
+  // memory: a copy would wait for all slices that are on their way. The next start() overwrites it. Call
+  // it when the layer's copies are queued. ran_dry: the link had nothing left when the next layer's were.
+  at::Tensor result(bool ran_dry);
   // Waits until the CPU is done, if it was started. Throws DeviceError: what a worker met.
   void settle();
   void step_ended();
@@ -64,9 +63,10 @@ class BatchShare {
  private:
   using Clock = std::chrono::steady_clock;
 
-  void ended(const std::function<bool()>& copying);
+  void ended();
 
   Device& device_;
+  const std::function<bool()> copying_;
   const CpuSliceKernel kernel_;
   ShareControl control_;
   CpuJobs jobs_;
@@ -78,9 +78,8 @@ class BatchShare {
   Clock::time_point begin_;
   Clock::time_point end_;  // this and the next: by the last worker
   bool link_was_idle_ = false;
-  bool was_idle_when_queued_ = false;
-  bool was_early_ = false;  // the CPU: before the layer's copies were all queued
-  bool ran_dry_ = false;
+  // Whether the link could have had more to do, if that did not have to wait for the CPU's end.
+  std::optional<bool> known_late_;
   uint64_t bytes_ = 0;
   double busy_s_ = 0;
   int layers_ = 0, late_ = 0;  // of this step

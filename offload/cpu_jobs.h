@@ -12,6 +12,10 @@
 
 namespace lighter::offload {
 
+// Choices of experts in a step of several tokens in which the CPU takes part; with more of them it computes
+// too slowly to be of use.
+constexpr int64_t kMostSharedChoices = 512;
+
 // A token that chose an expert: result[token] += out_weight * expert(in_weight * x[token]).
 struct TokenUse {
   int32_t token = 0;

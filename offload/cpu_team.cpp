@@ -163,24 +163,24 @@ int64_t CpuTeam::waited_ns(int index) const {
   return all_[index]->waited_ns.load(std::memory_order_relaxed);
 }
 
-void CpuTeam::quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, const float* x) {
+void CpuTeam::quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* x) {
   if (jobs.jobs().empty()) return;
   const auto& layout = jobs.kernel().layout();
   const auto& inputs = jobs.inputs();
   auto& rows = shares_rows_ ? shared_input_ : worker.input;
   if (!shares_rows_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
   const size_t step = shares_rows_ ? workers_ : 1;
-  for (size_t i = shares_rows_ ? index : 0; i < inputs.size(); i += step) {
+  for (size_t i = shares_rows_ ? worker.index : 0; i < inputs.size(); i += step) {
     rows.assign_row(static_cast<int64_t>(i), x + inputs[i].token * layout.hidden, inputs[i].weight);
   }
 }
 
-void CpuTeam::quantize_hidden(Worker& worker, int index, const CpuJobs& jobs, const float* values) {
+void CpuTeam::quantize_hidden(Worker& worker, const CpuJobs& jobs, const float* values) {
   const auto& all = jobs.jobs();
   auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
   if (!shares_rows_ && hidden.size() < all.size()) hidden.resize(all.size());
   const size_t step = shares_rows_ ? workers_ : 1;
-  for (size_t i = shares_rows_ ? index : 0; i < all.size(); i += step) {
+  for (size_t i = shares_rows_ ? worker.index : 0; i < all.size(); i += step) {
     hidden[i].assign(jobs.kernel().layout().encoding, values + all[i].values_at, all[i].uses,
                      all[i].columns.count());
   }
@@ -243,7 +243,7 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
   worker.begin(jobs, workers_, layer);
   worker.ahead.ask_bytes(kernel.prefetch_distance(jobs.most_uses(), prefetch_bytes_));
 
-  quantize_inputs(worker, index, jobs, x);
+  quantize_inputs(worker, jobs, x);
   if (shares_rows_ && !pass_barrier(worker)) return false;
   const auto& input = shares_rows_ ? shared_input_ : worker.input;
   for (WorkPiece piece; worker.gate_up.next(piece);) {
@@ -258,7 +258,7 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
   if (!pass_barrier(worker)) return false;
   worker.waited_ns.store(now_ns() - arrived_ns, std::memory_order_relaxed);
 
-  quantize_hidden(worker, index, jobs, layer.values.data());
+  quantize_hidden(worker, jobs, layer.values.data());
   if (shares_rows_ && !pass_barrier(worker)) return false;
   for (WorkPiece piece; worker.down.next(piece);) compute_down(worker, jobs, piece, tokens, result);
   return true;

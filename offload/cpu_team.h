@@ -55,8 +55,8 @@ class CpuTeam {
     WorkClaims down;
   };
 
-  void quantize_inputs(Worker& worker, int index, const CpuJobs& jobs, const float* x);
-  void quantize_hidden(Worker& worker, int index, const CpuJobs& jobs, const float* values);
+  void quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* x);
+  void quantize_hidden(Worker& worker, const CpuJobs& jobs, const float* values);
   void compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens, float* result);
   bool pass_barrier(Worker& worker);
 

@@ -3,7 +3,6 @@
 #include <ATen/ops/cat.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "runtime/moe/packed_ffn.h"
 #include "runtime/moe/routed_sum.h"
@@ -14,9 +13,6 @@ namespace {
 
 // From this share of a layer's experts on, all of them are streamed.
 constexpr double kStreamingShare = 0.75;
-// Choices of experts in a step in which the CPU takes part; with more of them it computes too slowly to be of
-// use.
-constexpr int64_t kMostShared = 512;
 
 }  // namespace
 
@@ -30,7 +26,7 @@ ExpertPager::ExpertPager(Device& device, const ExpertGrid& grid, std::unique_ptr
       reading_(device),
       pager_(device, grid, options, std::move(kept)) {
   if (!share) return;
-  share_ = std::make_unique<BatchShare>(*share, device);
+  share_ = std::make_unique<BatchShare>(*share, device, [this] { return pager_.copying(); });
   pager_.set_device_share(share_->device_share());
 }
 
@@ -57,7 +53,7 @@ ExpertPager::Read ExpertPager::start_reading(const MoeStep& step) {
   Read read;
   std::vector<at::Tensor> all = {step.experts};
   for (const RoutingHint& hint : step.hints) all.push_back(hint.experts);
-  if (share_ != nullptr && step.experts.numel() <= kMostShared && step.experts.size(0) > 1) {
+  if (share_ != nullptr && step.experts.numel() <= kMostSharedChoices && step.experts.size(0) > 1) {
     read.hidden = reading_.start(step.hidden.to(at::kFloat));
     read.weights = reading_.start(step.weights.to(at::kFloat).contiguous());
   }
@@ -84,15 +80,11 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   }
 
   LayerWork work;
-  std::vector<bool> suits(grid_.experts);
-  for (size_t i = 0; i < routing.experts.size(); ++i)
-    suits[routing.experts[i]] = BatchShare::suits(routing.ranges[i]);
-  const bool enough = 2 * std::ranges::count(suits, true) >= static_cast<int64_t>(routing.experts.size());
-  if (read.hidden.defined() && enough) {
-    work.may_leave = [&](int expert) { return suits[expert]; };
+  const auto suiting = std::ranges::count_if(routing.ranges, BatchShare::suits);
+  if (read.hidden.defined() && 2 * suiting >= std::ssize(routing.ranges)) {
+    work.may_leave = [&](int expert) { return BatchShare::suits(routing.rows_of(expert)); };
     work.leave = [&](std::span<const SliceId> slices) {
-      share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on,
-                    [this] { return pager_.copying(); });
+      share_->start(pager_.store(), slices, routing, read.hidden, read.weights, step.weight_on);
     };
   }
   std::optional<RoutedSum> sum;
@@ -103,7 +95,7 @@ void ExpertPager::enqueue(int layer, const MoeStep& step, at::Tensor& out) {
   pager_.visit(layer, routing.experts, streaming, work);
   at::Tensor of_cpu;
   if (share_ != nullptr && share_->started()) {
-    of_cpu = share_->result(pager_.copying(), streaming && pager_.ran_dry());
+    of_cpu = share_->result(streaming && pager_.ran_dry());
   }
   sum->finish(of_cpu, shared, out);
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "offload/cpu_jobs.h"
 #include "runtime/error.h"
 
 namespace lighter::offload {
@@ -19,7 +20,6 @@ constexpr double kManyTokensCost = 0.4;
 constexpr double kHandoverUs = 100;
 // The CPU takes part in a prompt where experts have no more than 16, which most have up to so many of each.
 constexpr double kSharedTokens = 12;
-constexpr int kSharedChoices = 512;  // in a step; see expert_pager.cpp
 constexpr SliceEncoding kFormats[] = {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4};
 
 // How much longer the CPU takes for each further token of an expert.
@@ -222,7 +222,7 @@ PrefillSpeed prefill_speed(const SpeedShape& shape, double resident_share, int64
     const bool misses = resident_share < 1 && routed > 0;
     double rate = c.link, most = c.link;
     if (mode != MissMode::fetch && per_expert <= kSharedTokens &&
-        tokens * shape.experts_per_token <= kSharedChoices) {
+        tokens * shape.experts_per_token <= kMostSharedChoices) {
       const auto rates = rates_of(mode, shape, tokens, true, c);
       if (rates) rate = rates->cpu + rates->device;
       most = mode == MissMode::cpu ? c.host_read : c.both_read.value_or(c.link);

@@ -27,6 +27,10 @@ std::unique_ptr<Device> make_device(const Config& config) {
   return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
 }
 
+int cpu_experts_threads(const PreparedModel& model) {
+  return std::min(model.threads, offload::CpuExperts::kMostThreads);
+}
+
 // How the CPU takes part in steps of several tokens.
 std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model, const Config& config) {
   if (!cpu_shares_prompts(model, config)) return std::nullopt;
@@ -34,7 +38,7 @@ std::optional<offload::BatchShareOptions> batch_share(const PreparedModel& model
   options.encoding = config.model.experts;
   options.hidden = model.spec.hidden;
   options.slice_width = model.slice_width;
-  options.threads = std::min(model.threads, offload::CpuExperts::kMostThreads);
+  options.threads = cpu_experts_threads(model);
   if (config.offload.miss == OffloadConfig::Miss::cpu) {
     options.device_share = 0;
     options.follow = false;
@@ -73,7 +77,7 @@ std::unique_ptr<MissWorkers> make_workers(Device& device, const PreparedModel& m
     return std::make_unique<offload::MissFetcher>(device, shape.experts, model.spec.experts_per_token);
   }
   offload::CpuExpertsOptions options;
-  options.threads = std::min(model.threads, offload::CpuExperts::kMostThreads);
+  options.threads = cpu_experts_threads(model);
   return std::make_unique<offload::CpuShare>(shape.experts, shape.encoding, model.spec.hidden,
                                              shape.slice_width, model.spec.weight_on, options);
 }

@@ -11,6 +11,7 @@
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
 #include "runtime/error.h"
+#include "runtime/step_number.h"
 
 namespace lighter {
 namespace {
@@ -179,7 +180,7 @@ class CpuDevice : public Device {
   Stream& compute_stream() override { return compute_stream_; }
   void put(int64_t* to, std::span<const int64_t> values) override { std::ranges::copy(values, to); }
   void hold_until(const std::atomic<uint32_t>& word, uint32_t value) override {
-    for (uint32_t now = word; static_cast<int32_t>(now - value) < 0; now = word) word.wait(now);
+    for (uint32_t now = word; !step_reached(now, value); now = word) word.wait(now);
   }
   std::unique_ptr<Stream> new_copy_stream() override { return std::make_unique<ThreadStream>(); }
   std::unique_ptr<Event> new_event() override { return std::make_unique<CpuEvent>(); }

@@ -5,6 +5,7 @@
 
 #include "runtime/device/host_words.h"
 #include "runtime/error.h"
+#include "runtime/kernels/signals.cuh"
 
 namespace lighter {
 namespace {
@@ -26,12 +27,7 @@ __global__ void put(const __grid_constant__ Values<N> values, int64_t* to, int c
 }
 
 __global__ void hold(const uint32_t* word, uint32_t value) {
-  for (;;) {
-    uint32_t now;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
-    if (static_cast<int32_t>(now - value) >= 0) return;
-    __nanosleep(500);
-  }
+  while (static_cast<int32_t>(kernels::load_system(word) - value) < 0) __nanosleep(500);
 }
 
 void check_launch(const char* doing) {

@@ -2,15 +2,17 @@
 // layer, in memory that both read and write (pinned, mapped). The memory belongs to the caller and has the
 // same offsets for both; this class only knows where things lie.
 //
-// The device writes tokens, x, scales, experts and weights, then after a system-wide fence posted = the step's
-// number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1, layers are
-// posted in order, and a slot is written again only when its last step is done. Accessors of the control
-// words are thread-safe.
+// The device writes tokens, x, scales, experts and weights, then after a system-wide fence posted = the
+// step's number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1,
+// layers are posted in order, and a slot is written again only when its last step is done. Accessors of the
+// control words are thread-safe.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+
+#include "runtime/step_number.h"
 
 namespace lighter {
 
@@ -68,8 +70,8 @@ class MissMailbox {
 // For people: where in a step something happened.
 std::string place_of(uint32_t step, int layer);
 
-// The smallest of the posted experts above `after`, or -1. experts_per_token: of the mailbox. Throws DeviceError
-// if it is none of `experts`.
+// The smallest of the posted experts above `after`, or -1. experts_per_token: of the mailbox. Throws
+// DeviceError if it is none of `experts`.
 int next_posted(const MissPost& post, int experts_per_token, int experts, int after);
 
 // Calls body(expert) for each of the posted experts, ascending, once.
@@ -79,11 +81,6 @@ void for_posted(const MissPost& post, int experts_per_token, int experts, const 
        expert = next_posted(post, experts_per_token, experts, expert)) {
     body(expert);
   }
-}
-
-// Whether a step's number is `than` or a later one, also after 2^32 steps.
-constexpr bool step_reached(uint32_t step, uint32_t than) {
-  return static_cast<int32_t>(step - than) >= 0;
 }
 
 }  // namespace lighter

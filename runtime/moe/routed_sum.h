@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -21,6 +22,11 @@ struct HostRouting {
   std::vector<int64_t> rows;     // all choices, by expert, then ascending
   std::vector<int64_t>
       places;  // [k, tokens]: where a token's choices stand in `rows`, its lowest expert first
+
+  // Of one of the chosen experts.
+  RowRange rows_of(int expert) const {
+    return ranges[std::ranges::lower_bound(experts, expert) - experts.begin()];
+  }
 };
 
 // experts: [tokens, k] int64 on the host.

@@ -55,6 +55,26 @@ MoeStep random_step(int64_t tokens, int experts, int64_t k, WeightOn weight_on, 
   return step;
 }
 
+PagerOptions static_residents(std::vector<int> per_layer) {
+  PagerOptions options;
+  options.residents_per_layer = std::move(per_layer);
+  options.spare_slots = 4;
+  options.policy = PolicyKind::static_;
+  options.prefetch = false;
+  return options;
+}
+
+BatchShareOptions fixed_share(SliceEncoding encoding, double device_share) {
+  BatchShareOptions share;
+  share.encoding = encoding;
+  share.hidden = kHidden;
+  share.slice_width = kWidth;
+  share.device_share = device_share;
+  share.follow = false;
+  share.threads = 1;
+  return share;
+}
+
 double relative_error(const at::Tensor& a, const at::Tensor& b) {
   return a.sub(b).norm().item<double>() / b.norm().item<double>();
 }
@@ -70,25 +90,15 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
     const RandomSlices source(grid, encoding);
     ResidentExperts resident(*device, grid, make_quantized_format(shape, encoding));
     resident.load(source, quiet);
-    PagerOptions options;
-    options.residents_per_layer = {6, 5};
-    options.spare_slots = 4;
-    options.policy = PolicyKind::static_;
-    options.prefetch = false;
+    const PagerOptions options = static_residents({6, 5});
     for (const double device_share : {0.0, 0.4, 1.0}) {
       for (const WeightOn weight_on : {WeightOn::input, WeightOn::output}) {
         for (const int64_t k : {1, 2}) {
           CAPTURE(encoding_name(encoding));
           CAPTURE(device_share);
           CAPTURE(k);
-          BatchShareOptions share;
-          share.encoding = encoding;
-          share.hidden = kHidden;
-          share.slice_width = kWidth;
-          share.device_share = device_share;
-          share.follow = false;
-          share.threads = 1;
-          ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), options, 0, share);
+          ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), options, 0,
+                            fixed_share(encoding, device_share));
           pager.load(source, quiet);
           for (int layer = 0; layer < grid.layers; ++layer) {
             // The last has more tokens of an expert than the CPU takes: the device does everything.
@@ -130,19 +140,8 @@ TEST_CASE("of experts with many and with few tokens the CPU takes over the latte
   const Progress quiet = [](const std::string&, uint64_t, uint64_t) {};
   ResidentExperts resident(*device, grid, make_quantized_format(shape, encoding));
   resident.load(source, quiet);
-  PagerOptions options;
-  options.residents_per_layer = {0};
-  options.spare_slots = 4;
-  options.policy = PolicyKind::static_;
-  options.prefetch = false;
-  BatchShareOptions share;
-  share.encoding = encoding;
-  share.hidden = kHidden;
-  share.slice_width = kWidth;
-  share.device_share = 0;
-  share.follow = false;
-  share.threads = 1;
-  ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), options, 0, share);
+  ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), static_residents({0}), 0,
+                    fixed_share(encoding, 0));
   pager.load(source, quiet);
   struct Case {
     std::vector<int64_t> tokens;  // of each expert
