@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "runtime/cli/model_config.h"
+#include "runtime/error.h"
+
 namespace lighter::bench {
 namespace {
 
@@ -27,8 +30,13 @@ uint64_t homes_bytes(const offload::Plan& plan) {
 }  // namespace
 
 KeptExperts::KeptExperts(const Sweep& sweep) : sweep_(sweep) {
-  for (const Point& point : sweep.points)
-    weights_.push_back(weights_of(load_config(point.config, point.overrides)));
+  for (const Point& point : sweep.points) {
+    try {
+      weights_.push_back(weights_of(cli::load_model_config(point.config, point.overrides)));
+    } catch (const Error&) {  // said when its turn comes; nobody shares what it cannot load
+      weights_.emplace_back();
+    }
+  }
 }
 
 std::shared_ptr<offload::ExpertStore> KeptExperts::store_for(const Point& point, const Config& config,

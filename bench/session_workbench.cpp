@@ -15,6 +15,7 @@
 #include "offload/calibrate.h"
 #include "offload/trace.h"
 #include "runtime/cli/calibration_file.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/model_text.h"
 #include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/session.h"
@@ -55,7 +56,8 @@ std::string routing_name(const Config& config, const Inputs& inputs) {
 }
 
 MissWay miss_way(const cli::PreparedModel& model, const Config& config) {
-  if (model.miss == OffloadConfig::Miss::split || cli::cpu_shares_batches(model, config)) return MissWay::both;
+  if (model.miss == OffloadConfig::Miss::split || cli::cpu_shares_batches(model, config))
+    return MissWay::both;
   return model.miss == OffloadConfig::Miss::cpu ? MissWay::cpu : MissWay::link;
 }
 
@@ -151,7 +153,7 @@ class SessionWorkbench::Loaded : public LoadedPoint {
       : config_path_(point.config),
         overrides_(point.overrides),
         inputs_(bench.sweep_.inputs),
-        config_(load_config(point.config, point.overrides)),
+        config_(cli::load_model_config(point.config, point.overrides)),
         model_(cli::prepare(config_)),
         shape_(cli::speed_shape(model_, config_)),
         calibration_(cli::usable_calibration(config_, model_.threads).calibration) {
@@ -199,7 +201,8 @@ class SessionWorkbench::Loaded : public LoadedPoint {
     if (workload.batch > 1 && facts.decode == "graph") facts.decode = "eager: the graph is for one sequence";
     const double context =
         static_cast<double>(workload.prompt_tokens) + static_cast<double>(workload.generated_tokens) / 2;
-    const auto mode = workload.batch == 1 ? cli::miss_mode(model_) : cli::miss_mode_of_batches(model_, config_);
+    const auto mode =
+        workload.batch == 1 ? cli::miss_mode(model_) : cli::miss_mode_of_batches(model_, config_);
     const auto predicted = offload::decode_speed(
         shape_, {facts_.resident_share, workload.batch, context, graph}, calibration_, mode);
     if (predicted) facts.predicted_tokens_per_s = predicted->tokens_per_s;
@@ -284,7 +287,7 @@ SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& 
                                    Progress progress)
     : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)), experts_(sweep) {
   const Point& first = sweep.points.front();
-  const Config config = load_config(first.config, first.overrides);
+  const Config config = cli::load_model_config(first.config, first.overrides);
   if (config.device.kind != DeviceConfig::Kind::cuda) return;
   cuda_index_ = config.device.index;
   in_use_bytes();  // throws where there is no such GPU

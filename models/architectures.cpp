@@ -4,6 +4,7 @@ namespace lighter::models {
 
 ModelSpec read_spec(const std::filesystem::path& config_json) {
   const ConfigReader config = read_config(config_json);
+  check_quantization(config);
   const auto architectures = config.texts("architectures");
   const std::string name = architectures.empty() ? config.text("model_type", "") : architectures.front();
   const auto is = [&](auto... names) { return ((name == names) || ...); };

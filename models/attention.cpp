@@ -165,14 +165,18 @@ at::Tensor Attention::of_batch(int layer, const at::Tensor& q, const AttentionSt
 }
 
 at::Tensor Attention::forward(int layer, const at::Tensor& x, const AttentionStep& shared) const {
+  return linear(heads(layer, x, shared), weights_, WeightRole::o, layer);
+}
+
+at::Tensor Attention::heads(int layer, const at::Tensor& x, const AttentionStep& shared) const {
   const at::Tensor qkv = linear(x, weights_, WeightRole::qkv, layer)
                              .view({x.size(0), spec_.heads + 2 * spec_.kv_heads, spec_.head_dim});
   const at::Tensor q = split(layer, qkv, shared);
   const auto& group = shared.index.groups[kv_.chunked(layer)];
-  if (group.batch_rows.defined()) return linear(of_batch(layer, q, shared), weights_, WeightRole::o, layer);
+  if (group.batch_rows.defined()) return of_batch(layer, q, shared);
   std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < group.reads.size(); ++i) outputs.push_back(of_sequence(layer, q, shared, i));
-  return linear(outputs.size() == 1 ? outputs[0] : at::cat(outputs), weights_, WeightRole::o, layer);
+  return outputs.size() == 1 ? outputs[0] : at::cat(outputs);
 }
 
 }  // namespace lighter::models

@@ -29,6 +29,8 @@ class Attention {
 
   // x: [tokens, hidden], normed; returns [tokens, hidden].
   at::Tensor forward(int layer, const at::Tensor& x, const AttentionStep& step) const;
+  // The same before the output projection: [tokens, heads · head_dim].
+  at::Tensor heads(int layer, const at::Tensor& x, const AttentionStep& step) const;
 
  private:
   // Writes keys and values into the cache; returns the queries, [tokens, heads, head_dim].

@@ -90,37 +90,58 @@ class ExpertReader {
 }  // namespace
 
 CheckpointSource::CheckpointSource(const std::filesystem::path& dir, const ModelSpec& spec, DType dtype,
-                                   int64_t slice_width)
-    : spec_(spec), dtype_(dtype), slice_width_(slice_width), checkpoint_(Checkpoint::open(dir)) {
+                                   int64_t slice_width, std::optional<StoredFormats> stored)
+    : spec_(spec),
+      dtype_(dtype),
+      slice_width_(slice_width),
+      stored_(std::move(stored)),
+      checkpoint_(Checkpoint::open(dir)) {
   for (int i = 0; i < static_cast<int>(spec.layers.size()); ++i) {
     if (spec.layers[i].moe_layer >= 0) decoder_layer_.push_back(i);
   }
   check_names(dir);
 }
 
+std::vector<TensorShape> CheckpointSource::expert_tensors(int layer) const {
+  const auto& names = spec_.names;
+  if (names.layout == ExpertLayout::fused_in_out) {
+    return {{fill_name(names.experts_gate, layer), {spec_.experts, spec_.hidden, 2 * spec_.expert_ffn}},
+            {fill_name(names.experts_down, layer), {spec_.experts, spec_.expert_ffn, spec_.hidden}}};
+  }
+  std::vector<TensorShape> tensors;
+  for (int expert = 0; expert < spec_.experts; ++expert) {
+    tensors.push_back({fill_name(names.experts_gate, layer, expert), {spec_.expert_ffn, spec_.hidden}});
+    tensors.push_back({fill_name(names.experts_up, layer, expert), {spec_.expert_ffn, spec_.hidden}});
+    tensors.push_back({fill_name(names.experts_down, layer, expert), {spec_.hidden, spec_.expert_ffn}});
+  }
+  return tensors;
+}
+
 void CheckpointSource::check_names(const std::filesystem::path& dir) const {
   std::set<std::string> expected;
-  const auto expect = [&](const std::string& name, std::vector<int64_t> shape) {
-    checkpoint_.expect(name, shape);
-    expected.insert(name);
+  const auto expect = [&](const TensorShape& tensor) {
+    checkpoint_.expect(tensor.name, tensor.shape);
+    expected.insert(tensor.name);
+  };
+  const auto expect_packed = [&](const TensorShape& tensor) {
+    checkpoint_.expect_bytes(tensor.name, tensor.shape);
+    expected.insert(tensor.name);
   };
   for (const Weight& weight : list_weights(spec_)) {
-    for (const TensorPart& part : weight.parts) expect(part.name, part.shape());
+    if (!stored_ || stored_->weights.of(weight) == SliceEncoding::dense) {
+      for (const TensorPart& part : weight.parts) expect({part.name, part.shape()});
+    } else if (weight_bytes(stored_->weights, weight) > 0) {
+      expect_packed({packed_name(weight), packed_shape(packed_form(stored_->weights, weight))});
+    }
   }
-  const auto& names = spec_.names;
   for (const int layer : decoder_layer_) {
-    if (names.layout == ExpertLayout::fused_in_out) {
-      expect(fill_name(names.experts_gate, layer), {spec_.experts, spec_.hidden, 2 * spec_.expert_ffn});
-      expect(fill_name(names.experts_down, layer), {spec_.experts, spec_.expert_ffn, spec_.hidden});
+    if (experts_packed()) {
+      expect_packed({packed_experts_name(layer), packed_experts_shape(*stored_, spec_)});
       continue;
     }
-    for (int expert = 0; expert < spec_.experts; ++expert) {
-      expect(fill_name(names.experts_gate, layer, expert), {spec_.expert_ffn, spec_.hidden});
-      expect(fill_name(names.experts_up, layer, expert), {spec_.expert_ffn, spec_.hidden});
-      expect(fill_name(names.experts_down, layer, expert), {spec_.hidden, spec_.expert_ffn});
-    }
+    for (const TensorShape& tensor : expert_tensors(layer)) expect(tensor);
   }
-  if (spec_.tied_head) expected.insert(names.head);  // Some folders store the tied head a second time.
+  if (spec_.tied_head) expected.insert(spec_.names.head);  // Some folders store the tied head a second time.
   for (const std::string& name : checkpoint_.names()) {
     const bool vision = name.starts_with("vision_model.") || name.starts_with("multi_modal_projector.");
     if (vision || expected.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
@@ -139,6 +160,14 @@ void CheckpointSource::read(const TensorPart& part, int64_t first, int64_t count
 
 void CheckpointSource::read_expert(ExpertId expert, std::span<std::byte* const> slices) const {
   const int layer = decoder_layer_[expert.layer];
+  if (experts_packed()) {
+    const uint64_t bytes = packed_slice_bytes(stored_->experts, spec_.hidden, slice_width_);
+    for (size_t i = 0; i < slices.size(); ++i) {
+      checkpoint_.read_bytes(packed_experts_name(layer), (expert.expert * slices.size() + i) * bytes, bytes,
+                             slices[i]);
+    }
+    return;
+  }
   const auto read_as = [&](auto element) {
     ExpertReader<decltype(element)> reader(checkpoint_, spec_, dtype_, slice_width_, slices);
     const auto name = [&](const std::string& pattern) { return fill_name(pattern, layer, expert.expert); };
@@ -154,6 +183,30 @@ void CheckpointSource::read_expert(ExpertId expert, std::span<std::byte* const> 
   } else {
     read_as(uint16_t{});
   }
+}
+
+void CheckpointSource::read_packed_rows(const Weight& weight, SliceEncoding encoding, int64_t first,
+                                        int64_t count, const PackedRowsTarget& to) const {
+  if (!stored_) return TensorSource::read_packed_rows(weight, encoding, first, count, to);
+  const std::string name = packed_name(weight);
+  const PackedMatrix matrix = packed_form(stored_->weights, weight).matrix();
+  const int64_t groups = matrix.columns / group_size(encoding);
+  const int64_t row_bytes = encoding == SliceEncoding::int8 ? matrix.columns : matrix.columns / 2;
+  const auto read = [&](uint64_t at, int64_t row, void* into) {
+    checkpoint_.read_bytes(name, at + static_cast<uint64_t>(first * row), static_cast<uint64_t>(count * row),
+                           into);
+  };
+  read(matrix.values_at, row_bytes, to.values);
+  read(matrix.scales_at, groups * 2, to.scales);
+  if (encoding == SliceEncoding::int4) read(matrix.minimums_at, groups * 2, to.minimums);
+}
+
+void CheckpointSource::read_packed_slices(const Weight& gate_up, const Weight& down, const PackedWeight& form,
+                                          int64_t first, int64_t count, std::byte* to) const {
+  if (!stored_) return TensorSource::read_packed_slices(gate_up, down, form, first, count, to);
+  const uint64_t bytes = form.slice_bytes();
+  checkpoint_.read_bytes(packed_name(gate_up), static_cast<uint64_t>(first) * bytes,
+                         static_cast<uint64_t>(count) * bytes, to);
 }
 
 }  // namespace lighter::models

@@ -154,11 +154,16 @@ void check_spec(const ModelSpec& spec, const ConfigReader& config) {
                 std::to_string(spec.experts) + " experts");
   }
   config.require("hidden_act", "silu");
-  if (config.has("quantization_config")) {
-    config.fail(
-        "the checkpoint is quantized (quantization_config); only fp32, fp16 and bf16 weights are read so "
-        "far: use the unquantized checkpoint");
-  }
+  check_quantization(config);
+}
+
+void check_quantization(const ConfigReader& config) {
+  if (!config.has("quantization_config")) return;
+  const std::string method = config.object("quantization_config").text("quant_method", "an unnamed method");
+  if (method == "lighter") return;
+  config.fail("the checkpoint is quantized (quantization_config, by " + method +
+              "); only fp32, fp16 and bf16 weights are read, and what lighter quantize writes: use the "
+              "unquantized checkpoint");
 }
 
 }  // namespace lighter::models

@@ -47,6 +47,9 @@ ConfigReader read_config(const std::filesystem::path& file);
 // types other than llama3.
 RopeSpec read_rope(const ConfigReader& config, double default_theta);
 
+// Throws CheckpointError for a config of weights that something other than `lighter quantize` has quantized.
+void check_quantization(const ConfigReader& config);
+
 // Checks that hold for every architecture. Throws CheckpointError.
 void check_spec(const ModelSpec& spec, const ConfigReader& config);
 

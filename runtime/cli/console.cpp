@@ -49,15 +49,14 @@ void ProgressLine::operator()(const std::string& what, uint64_t done, uint64_t t
   shown_ = now;
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
   const double rate = static_cast<double>(done) / elapsed;
-  print((unit_ == ProgressUnit::tokens ? "" : "loading ") + what + ": " +
-        (unit_ == ProgressUnit::tokens ? std::to_string(done) : format_bytes(done)) + " of " +
+  print(what + ": " + (unit_ == ProgressUnit::tokens ? std::to_string(done) : format_bytes(done)) + " of " +
         amount(static_cast<double>(total)) + ", " + amount(rate) + "/s, " +
         (done == total ? format_seconds(elapsed)
                        : format_seconds(static_cast<double>(total - done) / rate) + " left"));
 }
 
 std::string ProgressLine::amount(double done) const {
-  if (unit_ == ProgressUnit::bytes_loaded) return format_bytes(static_cast<uint64_t>(done));
+  if (unit_ == ProgressUnit::bytes) return format_bytes(static_cast<uint64_t>(done));
   return std::to_string(static_cast<uint64_t>(done)) + " tokens";
 }
 

@@ -12,13 +12,13 @@ namespace lighter::cli {
 const std::atomic<bool>& interrupted();
 void catch_ctrl_c();
 
-enum class ProgressUnit { bytes_loaded, tokens };
+enum class ProgressUnit { bytes, tokens };
 
 // One line, rewritten in place on a terminal and a line every few seconds elsewhere. Throws Interrupted after
 // Ctrl-C.
 class ProgressLine {
  public:
-  explicit ProgressLine(ProgressUnit unit = ProgressUnit::bytes_loaded);
+  explicit ProgressLine(ProgressUnit unit = ProgressUnit::bytes);
   ~ProgressLine();
   void operator()(const std::string& what, uint64_t done, uint64_t total);
   void finish();

@@ -6,6 +6,7 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/perplexity.h"
 #include "runtime/cli/session.h"
 #include "runtime/units.h"
@@ -76,7 +77,7 @@ void print_text(const Config& config, const PreparedModel& model, Session& sessi
 }  // namespace
 
 int eval_command(const EvalOptions& options) {
-  const Config config = load_config(options.common.config, options.common.overrides);
+  const Config config = load_model_config(options.common.config, options.common.overrides);
   const PreparedModel model = prepare(config);
   const auto limit = options.tokens >= 0 ? std::optional<int64_t>(options.tokens) : std::nullopt;
   const TextWindows text = load_text_windows(options.text, config, limit);

@@ -54,6 +54,17 @@ void add_eval(CLI::App& app, lighter::cli::EvalOptions& options) {
       ->check(CLI::Range(1ll, kManyTokens));
 }
 
+void add_quantize(CLI::App& app, lighter::cli::QuantizeOptions& options) {
+  CLI::App* command = app.add_subcommand(
+      "quantize",
+      "Writes a model's folder anew in the configuration's formats, rounded by what a text does in it");
+  add_common(*command, options.common);
+  command->add_option("--text", options.text, "A text file of the kind that the model is for")->required();
+  command->add_option("--out", options.out, "The folder to write")->required();
+  command->add_option("--tokens", options.tokens, "Only so many tokens from the text's beginning")
+      ->check(CLI::Range(1ll, kManyTokens));
+}
+
 void add_trace(CLI::App& app, lighter::cli::TraceOptions& options) {
   CLI::App* command = app.add_subcommand("trace", "Records which experts a model chooses");
   add_common(*command, options.common);
@@ -131,6 +142,8 @@ int dispatch(int argc, char** argv) {
   add_calibrate(app, calibrate);
   EvalOptions eval;
   add_eval(app, eval);
+  QuantizeOptions quantize;
+  add_quantize(app, quantize);
   TraceOptions trace;
   add_trace(app, trace);
   ReplayOptions replay;
@@ -148,6 +161,7 @@ int dispatch(int argc, char** argv) {
   if (app.got_subcommand("plan")) return plan_command(plan);
   if (app.got_subcommand("calibrate")) return calibrate_command(calibrate);
   if (app.got_subcommand("eval")) return eval_command(eval);
+  if (app.got_subcommand("quantize")) return quantize_command(quantize);
   if (app.got_subcommand("trace")) return trace_command(trace);
   if (app.got_subcommand("replay")) return replay_command(replay);
   if (app.got_subcommand("bench")) return bench_command(bench);

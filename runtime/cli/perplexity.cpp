@@ -11,13 +11,6 @@ namespace {
 
 constexpr int kSequence = 0;
 
-void check_ids(const std::vector<int64_t>& ids, int64_t vocab) {
-  const int64_t most = *std::max_element(ids.begin(), ids.end());
-  if (most < vocab) return;
-  throw ConfigError("the text has token " + std::to_string(most) + ", but the model's vocabulary is " +
-                    std::to_string(vocab) + "; tokenizer.json belongs to another model");
-}
-
 double score_window(models::Decoder& decoder, const TextWindow& window, ChunkLimits limits,
                     const std::function<void(int64_t tokens)>& on_step) {
   check_ids(window.inputs, decoder.vocab());

@@ -5,6 +5,7 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/calibration_file.h"
 #include "runtime/cli/commands.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/predicted_speed.h"
 #include "runtime/cli/prepared_model.h"
 
@@ -69,7 +70,8 @@ void print_text(const Config& config, const PreparedModel& model) {
     }
     std::printf("\n");
     if (!plan.all_resident) {
-      std::printf("what is missed when a token is decoded: %s (%s)\n", miss_name(model.miss), model.why_miss.c_str());
+      std::printf("what is missed when a token is decoded: %s (%s)\n", miss_name(model.miss),
+                  model.why_miss.c_str());
     }
   }
   if (plan.fits()) {
@@ -141,7 +143,7 @@ Json to_json(const Config& config, const PreparedModel& model, const Json& speed
 }  // namespace
 
 int plan_command(const PlanOptions& options) {
-  const Config config = load_config(options.common.config, options.common.overrides);
+  const Config config = load_model_config(options.common.config, options.common.overrides);
   const PreparedModel model = prepare(config);
   const UsableCalibration rates = usable_calibration(config, model.threads, options.calibration);
   const PredictedSpeed speed = predict_speed(model, config, rates.calibration);

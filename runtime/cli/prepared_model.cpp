@@ -19,7 +19,8 @@ namespace {
 
 // The CUDA context, kernels that libraries load, and what the driver keeps: measured below 0.8 GiB on Hopper.
 constexpr uint64_t kCudaReserve = uint64_t{1} << 30;
-// A chunk of a prompt may take this part of the device's budget: more would cost more residents than it is worth.
+// A chunk of a prompt may take this part of the device's budget: more would cost more residents than it is
+// worth.
 constexpr uint64_t kWorkspaceShare = 32;
 // Steps of so many tokens choose nearly every expert, and compute for longer than a copy takes.
 constexpr int64_t kStreamingChunk = 1024;
@@ -51,12 +52,14 @@ void check_layers(const std::string& key, const LayerFormats& formats, const mod
                     std::to_string(spec.layers.size()) + ", counted from 0");
 }
 
-models::WeightFormats weight_formats(const models::ModelSpec& spec, const ModelConfig& config, int64_t slice_width) {
+models::WeightFormats weight_formats(const models::ModelSpec& spec, const ModelConfig& config,
+                                     int64_t slice_width) {
   check_layers("model.shared", config.shared, spec);
   check_layers("model.attention", config.attention, spec);
   if (spec.tied_head && config.head != SliceEncoding::dense) {
-    throw ConfigError("model.head is " + std::string(encoding_name(config.head)) +
-                      ", but this model's head is its embedding too, which is not quantized; set model.head: dtype");
+    throw ConfigError(
+        "model.head is " + std::string(encoding_name(config.head)) +
+        ", but this model's head is its embedding too, which is not quantized; set model.head: dtype");
   }
   models::WeightFormats formats = models::dense_formats(spec, config.dtype);
   for (int layer = 0; layer < static_cast<int>(spec.layers.size()); ++layer) {
@@ -146,7 +149,8 @@ std::vector<offload::PlanLine> fixed_lines(const PreparedModel& model, const Con
   lines.push_back({"workspace", model.workspace_bytes, 0});
   if (model.why_eager.empty()) {
     const auto shape = decode_graph_shape(model, config);
-    lines.push_back({"decode graph", models::decode_graph_device_bytes(shape), models::decode_graph_host_bytes(shape)});
+    lines.push_back(
+        {"decode graph", models::decode_graph_device_bytes(shape), models::decode_graph_host_bytes(shape)});
   }
   if (model.reserve_bytes > 0) lines.push_back({"reserve (CUDA context)", model.reserve_bytes, 0});
   return lines;
@@ -181,7 +185,8 @@ std::string why_eager(const PreparedModel& model, const Config& config) {
   using Miss = OffloadConfig::Miss;
   if (!why.empty() && config.offload.miss != Miss::automatic && config.offload.miss != Miss::fetch) {
     throw ConfigError("offload.miss is " + std::string(miss_name(config.offload.miss)) +
-                      ", which needs a decode graph, but that cannot be had: " + why + "; set offload.miss: auto");
+                      ", which needs a decode graph, but that cannot be had: " + why +
+                      "; set offload.miss: auto");
   }
   return why;
 }
@@ -202,7 +207,8 @@ void choose_miss(PreparedModel& model, const Config& config) {
                      : quantized                    ? "there is no core for the CPU's share"
                                                     : "the CPU computes only int8 and int4 experts";
   } else if (model.cpu_computes() && !quantized) {
-    throw ConfigError(model.why_miss + ", but the CPU computes only int8 and int4 experts; set model.experts, or " +
+    throw ConfigError(model.why_miss +
+                      ", but the CPU computes only int8 and int4 experts; set model.experts, or " +
                       "offload.miss: zero_copy");
   }
 }
@@ -212,6 +218,9 @@ PreparedModel prepare(const Config& config) {
   const bool cuda = config.device.kind == DeviceConfig::Kind::cuda;
   const DType dtype = config.model.dtype;
   model.spec = spec_of(config.model);
+  if (!config.model.is_synthetic()) {
+    model.stored = models::read_stored_formats(config.model.path / "config.json", model.spec);
+  }
   model.slice_width = checked_slice_width(model.spec, config);
   model.formats = weight_formats(model.spec, config.model, model.slice_width);
   const bool quantized = config.model.experts != SliceEncoding::dense;
@@ -224,7 +233,8 @@ PreparedModel prepare(const Config& config) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   // On CUDA a core stays free for the thread that feeds and awaits the GPU.
   model.threads = config.cpu.threads > 0 ? config.cpu.threads : std::max(1, cuda ? cores - 1 : cores);
-  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block, config.memory.sequences, dtype);
+  model.kv = models::kv_shape(model.spec, config.memory.context, config.memory.kv_block,
+                              config.memory.sequences, dtype);
   models::WorkspaceShape step{0,    config.memory.context, config.memory.sequences, dtype, model.slice_width,
                               cuda, model.formats,         config.model.experts};
   model.prefill_chunk =
@@ -241,7 +251,8 @@ PreparedModel prepare(const Config& config) {
   request.device_budget_bytes = config.memory.gpu_budget_bytes;
   request.host_budget_bytes = config.memory.host_budget_bytes;
   request.fixed = fixed_lines(model, config);
-  request.load_staging_bytes = models::LoadedWeights::staging_bytes(model.spec, model.formats, cuda, model.threads);
+  request.load_staging_bytes =
+      models::LoadedWeights::staging_bytes(model.spec, model.formats, cuda, model.threads);
   if (model.spec.moe_layers() > 0) {
     request.grid = {model.spec.moe_layers(), model.spec.experts,
                     static_cast<int>(model.spec.expert_ffn / model.slice_width), model.slice_bytes};
@@ -257,7 +268,7 @@ PreparedModel prepare(const Config& config) {
     request.streaming_slots = static_cast<int>(request.grid.slices_per_layer() / 4);
   }
   request.load_threads = model.threads;
-  if (quantized && model.spec.moe_layers() > 0 && !config.model.is_synthetic()) {
+  if (quantized && model.spec.moe_layers() > 0 && !config.model.is_synthetic() && !model.stored) {
     // Each loader holds an unquantized expert; the quantizing itself is done by all threads.
     const uint64_t scratch = models::QuantizingSource::scratch_bytes(model.spec, dtype);
     request.load_threads =

@@ -6,6 +6,7 @@
 
 #include "models/decode_graph.h"
 #include "models/model_spec.h"
+#include "models/stored_formats.h"
 #include "models/workspace.h"
 #include "offload/planner.h"
 #include "runtime/config/config.h"
@@ -15,7 +16,8 @@ namespace lighter::cli {
 
 struct PreparedModel {
   models::ModelSpec spec;
-  models::WeightFormats formats;  // of all but the routed experts
+  models::WeightFormats formats;                // of all but the routed experts
+  std::optional<models::StoredFormats> stored;  // the same, where the model's folder holds it packed
   int64_t slice_width = 0;
   uint64_t slice_bytes = 0;
   int64_t prefill_chunk = 0;

@@ -4,6 +4,7 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/model_text.h"
 #include "runtime/cli/session.h"
 #include "runtime/engine/generator.h"
@@ -26,8 +27,9 @@ Json logprobs_json(const GenerateResult& result) {
   return all;
 }
 
-void print_json(const Config& config, const PreparedModel& model, const Session& session, const GenerateRequest& request,
-                const GenerateResult& result, const ExpertCounters& counters) {
+void print_json(const Config& config, const PreparedModel& model, const Session& session,
+                const GenerateRequest& request, const GenerateResult& result,
+                const ExpertCounters& counters) {
   const Json json = {{"prompt_ids", request.prompt},
                      {"ids", result.ids},
                      {"text", result.text},
@@ -77,19 +79,20 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
   std::fprintf(stderr, "  experts   %.1f %% of their slices resident, hit rate %.1f %%\n",
                100 * model.plan.resident_share, 100 * counters.hit_rate());
   if (model.plan.all_resident) return;
-  std::fprintf(stderr,
-               "Of %llu expert slices used, %llu were on the device. Of the others, %s came over the link, %s of it "
-               "ahead of need, with %s spent waiting; the CPU computed %s.\n",
-               static_cast<unsigned long long>(counters.slices_used),
-               static_cast<unsigned long long>(counters.slices_resident),
-               format_bytes(counters.bytes_moved()).c_str(), format_bytes(counters.prefetch_bytes).c_str(),
-               format_seconds(counters.stall_s).c_str(), format_bytes(counters.cpu_bytes).c_str());
+  std::fprintf(
+      stderr,
+      "Of %llu expert slices used, %llu were on the device. Of the others, %s came over the link, %s of it "
+      "ahead of need, with %s spent waiting; the CPU computed %s.\n",
+      static_cast<unsigned long long>(counters.slices_used),
+      static_cast<unsigned long long>(counters.slices_resident), format_bytes(counters.bytes_moved()).c_str(),
+      format_bytes(counters.prefetch_bytes).c_str(), format_seconds(counters.stall_s).c_str(),
+      format_bytes(counters.cpu_bytes).c_str());
 }
 
 }  // namespace
 
 int run_command(const RunOptions& options) {
-  const Config config = load_config(options.common.config, options.common.overrides);
+  const Config config = load_model_config(options.common.config, options.common.overrides);
   const PreparedModel model = prepare(config);
   ProgressLine progress;
   const ModelText text = load_text(config.model);

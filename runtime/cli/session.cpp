@@ -19,14 +19,6 @@ namespace {
 // Where neither the CPU nor the link has been measured: what an H100 on PCIe 5 and 16 cores settled at.
 constexpr double kFirstDeviceShare = 0.25;
 
-std::unique_ptr<Device> make_device(const Config& config) {
-  const MemoryConfig& memory = config.memory;
-  if (config.device.kind == DeviceConfig::Kind::cpu) {
-    return make_cpu_device(memory.gpu_budget_bytes, memory.host_budget_bytes);
-  }
-  return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
-}
-
 int cpu_experts_threads(const PreparedModel& model) {
   return std::min(model.threads, offload::CpuExperts::kMostThreads);
 }
@@ -90,6 +82,14 @@ std::string joined(const std::vector<std::string>& problems) {
 
 }  // namespace
 
+std::unique_ptr<Device> make_device(const Config& config) {
+  const MemoryConfig& memory = config.memory;
+  if (config.device.kind == DeviceConfig::Kind::cpu) {
+    return make_cpu_device(memory.gpu_budget_bytes, memory.host_budget_bytes);
+  }
+  return make_cuda_device(config.device.index, memory.gpu_budget_bytes, memory.host_budget_bytes);
+}
+
 models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec) {
   switch (routing.schedule) {
     case RoutingConfig::Schedule::router:
@@ -117,12 +117,12 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   // What is cheap to find wrong comes first.
   if (!config.model.is_synthetic()) {
     source_ = std::make_unique<models::CheckpointSource>(config.model.path, spec_, config.model.dtype,
-                                                         model.slice_width);
+                                                         model.slice_width, model.stored);
   } else {
     source_ = std::make_unique<models::SyntheticSource>(spec_, config.model.dtype, config.model.experts,
                                                         model.slice_width, config.model.seed);
   }
-  if (!config.model.is_synthetic() && config.model.experts != SliceEncoding::dense) {
+  if (!config.model.is_synthetic() && !model.stored && config.model.experts != SliceEncoding::dense) {
     source_ =
         std::make_unique<models::QuantizingSource>(std::move(source_), spec_, config.model.dtype,
                                                    config.model.experts, model.slice_width, model.threads);

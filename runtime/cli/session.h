@@ -18,6 +18,8 @@
 
 namespace lighter::cli {
 
+std::unique_ptr<Device> make_device(const Config& config);
+
 // Who chooses the experts as configured; empty: the router.
 models::RoutingSchedule make_schedule(const RoutingConfig& routing, const models::ModelSpec& spec);
 

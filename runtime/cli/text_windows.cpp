@@ -58,6 +58,13 @@ TextWindows read_text_windows(const std::filesystem::path& file, const Tokenizer
   return result;
 }
 
+void check_ids(const std::vector<int64_t>& ids, int64_t vocab) {
+  const int64_t most = *std::max_element(ids.begin(), ids.end());
+  if (most < vocab) return;
+  throw ConfigError("the text has token " + std::to_string(most) + ", but the model's vocabulary is " +
+                    std::to_string(vocab) + "; tokenizer.json belongs to another model");
+}
+
 TextWindows load_text_windows(const std::filesystem::path& file, const Config& config,
                               std::optional<int64_t> limit) {
   if (config.model.is_synthetic()) {

@@ -32,6 +32,9 @@ struct TextWindows {
 TextWindows read_text_windows(const std::filesystem::path& file, const Tokenizer& tokenizer, int64_t context,
                               std::optional<int64_t> limit);
 
+// Throws ConfigError for a token outside the model's vocabulary.
+void check_ids(const std::vector<int64_t>& ids, int64_t vocab);
+
 // With the tokenizer of the configured model, before the model itself is loaded.
 TextWindows load_text_windows(const std::filesystem::path& file, const Config& config,
                               std::optional<int64_t> limit);

@@ -4,6 +4,7 @@
 #include "runtime/bytes.h"
 #include "runtime/cli/commands.h"
 #include "runtime/cli/console.h"
+#include "runtime/cli/model_config.h"
 #include "runtime/cli/model_text.h"
 #include "runtime/cli/session.h"
 #include "runtime/cli/text_windows.h"
@@ -73,7 +74,7 @@ void run_prompt(Session& session, const ModelText& text, const GenerateRequest& 
 }  // namespace
 
 int trace_command(const TraceOptions& options) {
-  const Config config = load_config(options.common.config, options.common.overrides);
+  const Config config = load_model_config(options.common.config, options.common.overrides);
   const PreparedModel model = prepare(config);
   if (model.spec.moe_layers() == 0) {
     throw ConfigError(model.spec.architecture + " is a dense model: there is no routing to trace");

@@ -131,6 +131,9 @@ Config Reader::finish(const std::filesystem::path& file) const {
   for (const ConfigKey& key : config_keys()) {
     if (const Setting* setting = find(key.path)) key.assign(config, setting->value);
   }
+  for (const char* format : {"format", "experts", "shared", "attention", "head"}) {
+    if (find("model." + std::string(format))) config.model.formats_given = true;
+  }
   const auto resolve = [&](const std::filesystem::path& path) {
     return (file.parent_path() / path).lexically_normal();
   };

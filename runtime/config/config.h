@@ -29,8 +29,9 @@ struct ModelConfig {
   LayerFormats shared;                           // of shared experts and dense FFN layers
   LayerFormats attention;                        // of q, k, v and o
   SliceEncoding head = SliceEncoding::dense;
-  std::optional<int> layers;  // synthetic only: keep the first so many layers
-  uint64_t seed = 0;          // synthetic only: of the weights
+  bool formats_given = false;  // whether the configuration says any of them
+  std::optional<int> layers;   // synthetic only: keep the first so many layers
+  uint64_t seed = 0;           // synthetic only: of the weights
 
   bool is_synthetic() const { return !synthetic.empty(); }
 };

@@ -19,8 +19,16 @@ std::array<BlockTable, 2> tables_for(const KvShape& shape) {
 }  // namespace
 
 int64_t KvShape::usable_block() const {
-  const bool any_chunked = std::find(chunked.begin(), chunked.end(), true) != chunked.end();
-  return any_chunked ? std::gcd(block, chunk) : block;
+  return any_chunked() ? std::gcd(block, chunk) : block;
+}
+
+int64_t KvShape::max_tokens_from(int64_t position) const {
+  const int64_t left = context - position;
+  return any_chunked() ? std::min(left, chunk - position % chunk) : left;
+}
+
+bool KvShape::any_chunked() const {
+  return std::find(chunked.begin(), chunked.end(), true) != chunked.end();
 }
 
 uint64_t KvShape::bytes() const {
@@ -83,7 +91,8 @@ void KvCache::index_batch(const Step& step, const BlockTable& table, StepIndex::
   std::vector<int64_t> rows(count * group.keys);
   for (size_t i = 0; i < count; ++i) {
     const int64_t first = table.first_visible(step.positions[i]);
-    for (int64_t k = 0; k < lengths[i]; ++k) rows[i * group.keys + k] = table.row(step.sequences[i], first + k);
+    for (int64_t k = 0; k < lengths[i]; ++k)
+      rows[i * group.keys + k] = table.row(step.sequences[i], first + k);
   }
   group.batch_rows = to_device(rows, device_);
   if (std::ranges::count(lengths, group.keys) == static_cast<int64_t>(count)) return;

@@ -26,6 +26,10 @@ struct KvShape {
   DType dtype = DType::bf16;
 
   int64_t usable_block() const;
+  // In a step of a sequence that has reached this position: a chunk's keys are overwritten by the next one's,
+  // so a step ends with the chunk.
+  int64_t max_tokens_from(int64_t position) const;
+  bool any_chunked() const;
   uint64_t bytes() const;
 };
 
@@ -43,9 +47,10 @@ class KvCache {
       at::Tensor writes;         // [tokens] rows, on the device
       std::vector<Reads> reads;  // by sequence of the step; empty for a batch
       // A batch: several sequences of one token each, read together. Rows past a sequence's keys are any.
-      at::Tensor batch_rows;     // [sequences · keys] on the device
-      at::Tensor batch_hidden;   // [sequences, keys] bool on the device: no key of the sequence; undefined: none
-      int64_t keys = 0;          // the most that one has
+      at::Tensor batch_rows;  // [sequences · keys] on the device
+      at::Tensor
+          batch_hidden;  // [sequences, keys] bool on the device: no key of the sequence; undefined: none
+      int64_t keys = 0;  // the most that one has
     };
     std::array<Group, 2> groups;  // [0]: everything, [1]: chunked
   };

@@ -23,14 +23,15 @@ void ResidentExperts::load(const SliceSource& source, const Progress& progress) 
       stream->copy(memory_.data() + done, staging.data(), grid_.expert_bytes());
       stream->synchronize();
       done += grid_.expert_bytes();
-      progress("experts", done, grid_.total_bytes());
+      progress("loading experts", done, grid_.total_bytes());
     }
   }
 }
 
 SlicePlaces ResidentExperts::slice_places() const {
   SlicePlaces places{1, {}, {}};
-  for (size_t i = 0; i < grid_.total_slices(); ++i) places.device.push_back(memory_.data() + i * grid_.slice_bytes);
+  for (size_t i = 0; i < grid_.total_slices(); ++i)
+    places.device.push_back(memory_.data() + i * grid_.slice_bytes);
   places.host.resize(places.device.size());
   return places;
 }

@@ -37,6 +37,11 @@ refuses 2 'more than memory.host_budget' run "$demo" --set memory.host_budget=2M
 refuses 2 'made for 1024 positions' run "$demo" --set memory.context=2048
 refuses 2 'lists 1 ratios, but the model has 6 layers' run "$demo" --set 'offload.resident=[0.5]'
 refuses 2 'names layer 9' run "$demo" --set 'offload.pin=["9/*"]'
+refuses 2 '--text is required' quantize "$demo" --out "$scratch/q"
+refuses 2 'nothing is to be quantized' quantize "$demo" --text "$2/models/tiny/calibration.txt" --out "$scratch/q"
+refuses 2 'have none' quantize "$2/configs/synthetic-scout.yaml" --set device=cpu --text "$demo" --out "$scratch/q"
+refuses 2 'more than memory.gpu_budget' quantize "$demo" --set model.experts=int4 --text "$2/models/tiny/calibration.txt" \
+  --out "$scratch/q"
 refuses 2 'does not divide' run "$demo" --set offload.slice_width=100
 refuses 2 'must be' run "$demo" --set generate.temperature=-1
 refuses 2 'config.json: cannot be read' run "$demo" --set "model.path=$scratch"
@@ -115,6 +120,25 @@ refuses 2 'cannot be read' plan "$demo" --calibration "$scratch/nowhere.json"
 refuses 2 'is of cpu, but device is cuda' plan "$demo" --calibration "$scratch/elsewhere.json" --set device=cuda
 refuses 2 'CONFIG is required' calibrate
 refuses 2 'nope.yaml' calibrate "$scratch/nope.yaml"
+
+# A folder that quantize writes is run like any other, in its own formats.
+calibration=$2/models/tiny/calibration.txt
+room=(--set memory.gpu_budget=256MiB --set memory.host_budget=256MiB --set memory.context=256)
+"$lighter" quantize "$demo" "${room[@]}" --set model.experts=int4 --set model.head=int8 --text "$calibration" \
+  --tokens 600 --out "$scratch/tiny-int4" >"$scratch/out" 2>"$scratch/err" || fail "quantize failed: $(head -c 300 "$scratch/err")"
+grep -q 'rounded by 600 tokens' "$scratch/out" || fail "quantize does not say what it did: $(head -c 300 "$scratch/out")"
+"$lighter" run "$demo" --set model.path="$scratch/tiny-int4" --prompt 'It was' --max-tokens 5 >"$scratch/out" 2>"$scratch/err" ||
+  fail "a quantized folder does not run: $(head -c 300 "$scratch/err")"
+refuses 2 'is there already' quantize "$demo" "${room[@]}" --set model.experts=int4 --text "$calibration" --tokens 600 \
+  --out "$scratch/tiny-int4"
+refuses 2 'quantized already' quantize "$demo" "${room[@]}" --set model.path="$scratch/tiny-int4" --text "$calibration" \
+  --tokens 600 --out "$scratch/again"
+refuses 2 'holds int4; leave the formats out' run "$demo" --set model.path="$scratch/tiny-int4" --set model.experts=int8
+refuses 2 'holds slices of 256' run "$demo" --set model.path="$scratch/tiny-int4" --set offload.slice_width=128
+truncate -s -1 "$scratch"/tiny-int4/model-00003-of-00007.safetensors
+refuses 2 'model-00003-of-00007' run "$demo" --set model.path="$scratch/tiny-int4"
+sed -i 's/"lighter"/"gptq"/' "$scratch/tiny-int4/config.json"
+refuses 2 'by gptq' run "$demo" --set model.path="$scratch/tiny-int4"
 
 # The same seed gives the same text; another gives another.
 text() { "$lighter" run "$demo" --prompt 'It was' --max-tokens 20 --set generate.seed="$1" 2>/dev/null; }

@@ -1,0 +1,25 @@
+// A model's folder written anew, quantized: what `lighter quantize` does once it knows the text's tokens.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "runtime/cli/prepared_model.h"
+#include "runtime/progress.h"
+
+namespace lighter::cli {
+
+struct QuantizeReport {
+  uint64_t bytes_before = 0, bytes = 0;  // of the weights in the folders
+  uint64_t workspace_bytes = 0, workspace_peak_bytes = 0;
+};
+
+// texts: token ids, each a sequence no longer than memory.context. out: a folder that is not there yet; it
+// appears once it is whole. model: prepared from config. Needs the dense weights but the experts on the
+// device. Throws ConfigError, CapacityError, CheckpointError.
+QuantizeReport quantize(const Config& config, const PreparedModel& model,
+                        const std::vector<std::vector<int64_t>>& texts, const std::filesystem::path& out,
+                        const Progress& progress);
+
+}  // namespace lighter::cli

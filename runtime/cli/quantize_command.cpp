@@ -1,0 +1,58 @@
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "runtime/bytes.h"
+#include "runtime/cli/commands.h"
+#include "runtime/cli/console.h"
+#include "runtime/cli/model_config.h"
+#include "runtime/cli/quantize.h"
+#include "runtime/cli/text_windows.h"
+#include "runtime/units.h"
+
+namespace lighter::cli {
+namespace {
+
+std::vector<std::vector<int64_t>> sequences_of(const TextWindows& text, int64_t vocab) {
+  std::vector<std::vector<int64_t>> sequences;
+  for (const TextWindow& window : text.windows) {
+    check_ids(window.inputs, vocab);
+    sequences.push_back(window.inputs);
+  }
+  return sequences;
+}
+
+}  // namespace
+
+int quantize_command(const QuantizeOptions& options) {
+  Config config = load_model_config(options.common.config, options.common.overrides);
+  config.memory.sequences = 1;
+  const PreparedModel model = prepare(config);
+  const auto limit = options.tokens >= 0 ? std::optional<int64_t>(options.tokens) : std::nullopt;
+  const TextWindows text = load_text_windows(options.text, config, limit);
+  const auto begin = std::chrono::steady_clock::now();
+  ProgressLine progress;
+  const QuantizeReport report =
+      quantize(config, model, sequences_of(text, model.spec.vocab), options.out, std::ref(progress));
+  progress.finish();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (options.common.json) {
+    const nlohmann::ordered_json json = {{"out", options.out},
+                                         {"bytes", report.bytes},
+                                         {"bytes_before", report.bytes_before},
+                                         {"tokens", text.tokens},
+                                         {"seconds", seconds},
+                                         {"workspace_bytes", report.workspace_bytes},
+                                         {"workspace_peak_bytes", report.workspace_peak_bytes}};
+    std::printf("%s\n", json.dump(2).c_str());
+  } else {
+    std::printf(
+        "%s: %s (%s before), rounded by %lld tokens of text, in %s\n"
+        "To run it, set model.path to this folder, and no formats.\n",
+        options.out.c_str(), format_bytes(report.bytes).c_str(), format_bytes(report.bytes_before).c_str(),
+        static_cast<long long>(text.tokens), format_seconds(seconds).c_str());
+  }
+  return 0;
+}
+
+}  // namespace lighter::cli
