@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <string>
 
 #include "runtime/error.h"
@@ -42,11 +43,18 @@ at::Tensor inverse_factor(const at::Tensor& moments) {
   const at::Tensor dead = diagonal.eq(0);
   const int64_t alive = diagonal.numel() - dead.sum().item<int64_t>();
   const double mean = alive == 0 ? 1.0 : diagonal.sum().item<double>() / static_cast<double>(alive);
+  if (!std::isfinite(mean)) {
+    throw DeviceError(
+        "what the model makes of the text is not finite; the weights may be damaged, or bf16 too narrow for "
+        "them "
+        "(try model.dtype: fp32)");
+  }
   diagonal.masked_fill_(dead, mean);
   diagonal.add_(kDamping * mean);
   const auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}));
   if (info.item<int>() != 0) {
-    throw DeviceError("the inputs' second moments cannot be factorised; are the activations finite?");
+    throw DeviceError("the inputs' second moments cannot be factorised (column " +
+                      std::to_string(info.item<int>()) + ")");
   }
   const at::Tensor turned = lower.flip({0, 1});
   return at::linalg_solve_triangular(turned, at::eye(h.size(0), h.options()), /*upper=*/true).to(at::kFloat);

@@ -37,9 +37,9 @@ std::string shard_name(int number, int of) {
 
 }  // namespace
 
-PackedFolderWriter::PackedFolderWriter(fs::path dir, fs::path from, const CheckpointSource& source,
+PackedFolderWriter::PackedFolderWriter(const fs::path& dir, fs::path from, const CheckpointSource& source,
                                        const ModelSpec& spec, StoredFormats formats)
-    : dir_(std::move(dir)),
+    : dir_(dir.has_filename() ? dir : dir.parent_path()),
       partial_(dir_.string() + ".partial"),
       from_(std::move(from)),
       source_(source),

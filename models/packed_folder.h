@@ -20,8 +20,8 @@ namespace lighter::models {
 class PackedFolderWriter {
  public:
   // from: the folder as published, and its weights; they and the spec must outlive it.
-  PackedFolderWriter(std::filesystem::path dir, std::filesystem::path from, const CheckpointSource& source,
-                     const ModelSpec& spec, StoredFormats formats);
+  PackedFolderWriter(const std::filesystem::path& dir, std::filesystem::path from,
+                     const CheckpointSource& source, const ModelSpec& spec, StoredFormats formats);
   ~PackedFolderWriter();
 
   // A decoder layer's file; -1: of what belongs to no layer. Then its packed weights in the order of

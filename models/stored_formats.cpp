@@ -1,6 +1,7 @@
 #include "models/stored_formats.h"
 
 #include "models/config_reader.h"
+#include "runtime/config/layer_formats.h"
 #include "runtime/error.h"
 
 namespace lighter::models {
@@ -10,10 +11,6 @@ using nlohmann::json;
 
 constexpr const char* kEntry = "quantization_config";
 constexpr int64_t kVersion = 1;
-
-std::string format_name(SliceEncoding encoding) {
-  return encoding == SliceEncoding::dense ? "dtype" : std::string(encoding_name(encoding));
-}
 
 SliceEncoding format_of(const ConfigReader& entry, const std::string& key, const std::string& name) {
   for (const auto encoding : {SliceEncoding::dense, SliceEncoding::int8, SliceEncoding::int4}) {

@@ -7,10 +7,6 @@
 namespace lighter::cli {
 namespace {
 
-std::string name_of(SliceEncoding encoding) {
-  return encoding == SliceEncoding::dense ? "dtype" : std::string(encoding_name(encoding));
-}
-
 class Adoption {
  public:
   Adoption(ModelConfig& model, const models::StoredFormats& stored) : model_(model), stored_(stored) {}
@@ -26,8 +22,8 @@ class Adoption {
  private:
   void check(const std::string& key, SliceEncoding asked, SliceEncoding has) const {
     if (!model_.formats_given || asked == has) return;
-    throw ConfigError("model." + key + " is " + name_of(asked) + ", but " + model_.path.string() + " holds " +
-                      name_of(has) +
+    throw ConfigError("model." + key + " is " + std::string(format_name(asked)) + ", but " +
+                      model_.path.string() + " holds " + std::string(format_name(has)) +
                       "; leave the formats out, or give the folder that it was quantized from");
   }
   void one(const std::string& key, SliceEncoding& asked, SliceEncoding has) const {

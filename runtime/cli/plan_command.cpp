@@ -73,6 +73,11 @@ void print_text(const Config& config, const PreparedModel& model) {
       std::printf("what is missed when a token is decoded: %s (%s)\n", miss_name(model.miss),
                   model.why_miss.c_str());
     }
+    if (plan.pager.prefetch && model.why_eager.empty()) {
+      std::printf(
+          "guessed experts are prefetched for prompts and batches, not when one sequence is decoded: there a "
+          "guess comes too late to hide more than a few per cent of a miss\n");
+    }
   }
   if (plan.fits()) {
     std::printf("\nIt fits.\n");

@@ -1,14 +1,19 @@
-// A weight format for each layer, as a YAML key gives it: one for all, or by selectors of layers. Pure
-// values.
+// Weight formats as YAML keys give them: one for all layers, or by selectors of layers. Pure values.
 #pragma once
 
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 #include "runtime/config/selector.h"
 #include "runtime/quant/packed_slice.h"
 
 namespace lighter {
+
+// As in YAML: "dtype", "int8", "int4".
+constexpr std::string_view format_name(SliceEncoding encoding) {
+  return encoding == SliceEncoding::dense ? "dtype" : encoding_name(encoding);
+}
 
 struct LayerFormats {
   struct Rule {

@@ -7,6 +7,8 @@
 #include <ATen/ops/zeros.h>
 #include <doctest/doctest.h>
 
+#include <limits>
+
 #include "models/gptq.h"
 #include "runtime/cli/model_config.h"
 #include "runtime/cli/perplexity.h"
@@ -80,6 +82,23 @@ TEST_CASE(
     CHECK(before > 0.05);
     CHECK(after < before * (inputs.is_same(together) ? 0.6 : 1.01));
   }
+}
+
+TEST_CASE("inputs that are not finite are reported, and those that are always 0 count like the others") {
+  const at::Tensor weight = at::randn({16, 128}).mul(0.02);
+  at::Tensor x = at::randn({300, 128});
+  x.narrow(1, 7, 1).zero_();
+  at::Tensor moments = at::zeros({128, 128}, at::kDouble);
+  models::add_moments(x, moments);
+  const auto packed = models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
+  at::Tensor rounded = weight.clone();
+  models::dequantize_into(packed, rounded);
+  CHECK(rounded.sub(weight).abs().max().item().toDouble() < 0.05);
+  x.narrow(1, 9, 1).fill_(std::numeric_limits<double>::infinity());
+  models::add_moments(x, moments);
+  CHECK(message_of<DeviceError>([&] {
+          models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
+        }).find("not finite") != std::string::npos);
 }
 
 TEST_CASE("a folder written in int8 computes what quantizing while loading computes, bit for bit") {
