@@ -225,6 +225,7 @@ at::Tensor ModelQuantizer::moe(int layer, const at::Tensor& x) {
     const at::Tensor chosen = routing.experts.eq(expert);
     const at::Tensor rows = chosen.nonzero().select(1, 0);
     const at::Tensor weights = routing.weights.masked_select(chosen).unsqueeze(1);
+    if (rows.size(0) < hidden) ++experts_short_of_text_;
     at::Tensor inputs = x.index_select(0, rows);
     if (spec_.weight_on == WeightOn::input) inputs = inputs.mul(weights).to(x.scalar_type());
     at::Tensor outputs = through_ffn(
@@ -240,6 +241,7 @@ void ModelQuantizer::run(const std::vector<std::vector<int64_t>>& texts, int64_t
   writer_ = &writer;
   progress_ = &progress;
   done_bytes_ = total_bytes_ = 0;
+  experts_short_of_text_ = 0;
   for (const Weight& weight : all_) {
     if (formats_.weights.of(weight) == SliceEncoding::dense) continue;
     total_bytes_ += static_cast<uint64_t>(weight.elements()) * dtype_size(dtype_);

@@ -28,6 +28,10 @@ class ModelQuantizer {
   void run(const std::vector<std::vector<int64_t>>& texts, int64_t chunk, PackedFolderWriter& writer,
            const Progress& progress);
 
+  // Of the routed experts, those that fewer tokens chose than the hidden size is wide: their inputs do not
+  // span it.
+  int experts_short_of_text() const { return experts_short_of_text_; }
+
   static uint64_t expert_bytes(const ModelSpec& spec, DType dtype);
   // Of libtorch's temporaries on the device, beside those of a step; and of everything on the host.
   static uint64_t device_bytes(const ModelSpec& spec, DType dtype, int64_t tokens);
@@ -68,6 +72,7 @@ class ModelQuantizer {
   const Progress* progress_ = nullptr;
   uint64_t done_bytes_ = 0;
   uint64_t total_bytes_ = 0;
+  int experts_short_of_text_ = 0;
 };
 
 }  // namespace lighter::models

@@ -81,8 +81,14 @@ QuantizeReport quantize(const Config& config, const PreparedModel& model,
                                    {expert.data(), expert.bytes()});
   quantizer.run(texts, model.prefill_chunk, writer, progress);
   writer.finish();
-  return {source.checkpoint().total_bytes(), writer.written_bytes(), torch.workspace_bytes(),
-          torch.peak_bytes()};
+  QuantizeReport report;
+  report.bytes_before = source.checkpoint().total_bytes();
+  report.bytes = writer.written_bytes();
+  report.workspace_bytes = torch.workspace_bytes();
+  report.workspace_peak_bytes = torch.peak_bytes();
+  if (formats.experts == SliceEncoding::int4)
+    report.experts_short_of_text = quantizer.experts_short_of_text();
+  return report;
 }
 
 }  // namespace lighter::cli

@@ -13,6 +13,7 @@ namespace lighter::cli {
 struct QuantizeReport {
   uint64_t bytes_before = 0, bytes = 0;  // of the weights in the folders
   uint64_t workspace_bytes = 0, workspace_peak_bytes = 0;
+  int experts_short_of_text = 0;  // see ModelQuantizer; 0 where experts are not in int4
 };
 
 // texts: token ids, each a sequence no longer than memory.context. out: a folder that is not there yet; it

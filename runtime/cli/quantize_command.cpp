@@ -35,6 +35,14 @@ int quantize_command(const QuantizeOptions& options) {
   const QuantizeReport report =
       quantize(config, model, sequences_of(text, model.spec.vocab), options.out, std::ref(progress));
   progress.finish();
+  if (report.experts_short_of_text > 0) {
+    std::fprintf(
+        stderr,
+        "%d of %d experts were chosen by fewer tokens than their %lld columns; more text would round them "
+        "better\n",
+        report.experts_short_of_text, model.spec.moe_layers() * model.spec.experts,
+        static_cast<long long>(model.spec.hidden));
+  }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (options.common.json) {
     const nlohmann::ordered_json json = {{"out", options.out},
@@ -42,6 +50,7 @@ int quantize_command(const QuantizeOptions& options) {
                                          {"bytes_before", report.bytes_before},
                                          {"tokens", text.tokens},
                                          {"seconds", seconds},
+                                         {"experts_short_of_text", report.experts_short_of_text},
                                          {"workspace_bytes", report.workspace_bytes},
                                          {"workspace_peak_bytes", report.workspace_peak_bytes}};
     std::printf("%s\n", json.dump(2).c_str());

@@ -127,6 +127,7 @@ room=(--set memory.gpu_budget=256MiB --set memory.host_budget=256MiB --set memor
 "$lighter" quantize "$demo" "${room[@]}" --set model.experts=int4 --set model.head=int8 --text "$calibration" \
   --tokens 600 --out "$scratch/tiny-int4/" >"$scratch/out" 2>"$scratch/err" || fail "quantize failed: $(head -c 300 "$scratch/err")"
 grep -q 'rounded by 600 tokens' "$scratch/out" || fail "quantize does not say what it did: $(head -c 300 "$scratch/out")"
+grep -q '96 experts were chosen by fewer tokens than their 128' "$scratch/err" || fail "quantize does not say that it had little text"
 "$lighter" run "$demo" --set model.path="$scratch/tiny-int4" --prompt 'It was' --max-tokens 5 >"$scratch/out" 2>"$scratch/err" ||
   fail "a quantized folder does not run: $(head -c 300 "$scratch/err")"
 refuses 2 'is there already' quantize "$demo" "${room[@]}" --set model.experts=int4 --text "$calibration" --tokens 600 \
