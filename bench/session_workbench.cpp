@@ -287,7 +287,7 @@ SessionWorkbench::SessionWorkbench(const Sweep& sweep, const std::atomic<bool>& 
                                    Progress progress)
     : sweep_(sweep), interrupted_(interrupted), progress_(std::move(progress)), experts_(sweep) {
   const Point& first = sweep.points.front();
-  const Config config = cli::load_model_config(first.config, first.overrides);
+  const Config config = load_config(first.config, first.overrides);
   if (config.device.kind != DeviceConfig::Kind::cuda) return;
   cuda_index_ = config.device.index;
   in_use_bytes();  // throws where there is no such GPU

@@ -1,7 +1,8 @@
 // Quantizes a model with what a text does in it: layer by layer, each matrix is rounded so that its output on
 // that text changes least (models/gptq.h), and the layers behind it see what the rounded ones make of the
-// text. The residual stream of all tokens, one layer's inputs and one expert are all that it holds beside the
-// dense weights.
+// text. Beside the dense weights it holds the residual stream, one layer's inputs and outputs of all
+// tokens, one expert, and some fp64 squares of the widest matrix's columns. Weights are rounded from what
+// they are in dtype.
 #pragma once
 
 #include <cstdint>

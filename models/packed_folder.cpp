@@ -35,22 +35,31 @@ std::string shard_name(int number, int of) {
   return name;
 }
 
+// Absolute, without "." and a slash at its end.
+fs::path whole_path(const fs::path& dir) {
+  if (dir.empty()) throw ConfigError("the folder to write has no name");
+  const fs::path path = fs::absolute(dir).lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
 }  // namespace
 
 PackedFolderWriter::PackedFolderWriter(const fs::path& dir, fs::path from, const CheckpointSource& source,
                                        const ModelSpec& spec, StoredFormats formats)
-    : dir_(dir.has_filename() ? dir : dir.parent_path()),
+    : dir_(whole_path(dir)),
       partial_(dir_.string() + ".partial"),
       from_(std::move(from)),
       source_(source),
       spec_(spec),
       formats_(std::move(formats)),
       files_(static_cast<int>(spec.layers.size()) + 1) {
-  for (const fs::path& taken : {dir_, partial_}) {
-    if (fs::exists(taken))
-      throw ConfigError(taken.string() + " is there already; remove it, or give another folder");
-  }
   std::error_code error;
+  for (const fs::path& taken : {dir_, partial_}) {
+    // A link that leads nowhere counts, too.
+    if (fs::exists(fs::symlink_status(taken, error))) {
+      throw ConfigError(taken.string() + " is there already; remove it, or give another folder");
+    }
+  }
   if (!fs::create_directories(partial_, error)) {
     throw ConfigError("the folder " + partial_.string() + " cannot be made: " + error.message());
   }
@@ -140,11 +149,11 @@ void PackedFolderWriter::finish() {
   }
   std::error_code error;
   fs::rename(partial_, dir_, error);
+  finished_ = true;  // and stays, under whichever name
   if (error) {
-    throw CheckpointError(partial_.string() + " cannot be renamed to " + dir_.string() + ": " +
+    throw CheckpointError(partial_.string() + " is whole, but cannot be renamed to " + dir_.string() + ": " +
                           error.message());
   }
-  finished_ = true;
 }
 
 }  // namespace lighter::models

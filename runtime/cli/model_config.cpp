@@ -11,8 +11,9 @@ class Adoption {
  public:
   Adoption(ModelConfig& model, const models::StoredFormats& stored) : model_(model), stored_(stored) {}
 
-  void all() {
-    one("experts", model_.experts, stored_.experts);
+  void all(bool has_experts) {
+    if (has_experts) one("experts", model_.experts, stored_.experts);
+    model_.experts = stored_.experts;
     by_layer("shared", model_.shared, stored_.weights.shared);
     by_layer("attention", model_.attention, stored_.weights.attention);
     one("head", model_.head, stored_.weights.head);
@@ -53,13 +54,13 @@ Config load_model_config(const std::filesystem::path& file, std::span<const std:
   const auto stored = models::read_stored_formats(described, spec);
   if (!stored) return config;
   const int64_t width = stored->weights.slice_width;
-  if (config.offload.slice_width != 0 && config.offload.slice_width != width) {
+  if (width != 0 && config.offload.slice_width != 0 && config.offload.slice_width != width) {
     throw ConfigError("offload.slice_width is " + std::to_string(config.offload.slice_width) + ", but " +
                       config.model.path.string() + " holds slices of " + std::to_string(width) +
                       "; leave it out, or quantize the model anew with this width");
   }
-  Adoption(config.model, *stored).all();
-  config.offload.slice_width = width;
+  Adoption(config.model, *stored).all(spec.moe_layers() > 0);
+  if (width != 0) config.offload.slice_width = width;
   return config;
 }
 

@@ -45,11 +45,12 @@ Needs needs_of(const Config& config, const PreparedModel& model, int64_t tokens)
   return needs;
 }
 
-void check_budget(const std::string& key, uint64_t needs, uint64_t budget, int64_t tokens) {
+void check_budget(const std::string& key, uint64_t needs, uint64_t budget, int64_t tokens,
+                  const std::string& otherwise) {
   if (needs <= budget) return;
   throw CapacityError("quantizing with " + std::to_string(tokens) + " tokens of text needs " +
                       format_bytes(needs) + ", more than " + key + ", which is " + format_bytes(budget) +
-                      "; raise it, or take a shorter text (--tokens) or a smaller memory.context");
+                      "; raise it" + otherwise);
 }
 
 }  // namespace
@@ -65,8 +66,9 @@ QuantizeReport quantize(const Config& config, const PreparedModel& model,
 
   // What is cheap to find wrong comes first.
   const Needs needs = needs_of(config, model, tokens);
-  check_budget("memory.gpu_budget", needs.device, config.memory.gpu_budget_bytes, tokens);
-  check_budget("memory.host_budget", needs.host, config.memory.host_budget_bytes, tokens);
+  check_budget("memory.gpu_budget", needs.device, config.memory.gpu_budget_bytes, tokens,
+               ", or take a shorter text (--tokens) or a smaller memory.context");
+  check_budget("memory.host_budget", needs.host, config.memory.host_budget_bytes, tokens, "");
   const models::CheckpointSource source(config.model.path, spec, dtype, spec.expert_ffn);
   models::PackedFolderWriter writer(out, config.model.path, source, spec, formats);
   const tbb::global_control threads(tbb::global_control::max_allowed_parallelism, model.threads + 1);

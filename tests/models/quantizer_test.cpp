@@ -122,6 +122,14 @@ TEST_CASE("a folder written in int8 computes what quantizing while loading compu
           (checkpoint.spec.moe_layers() > 0 ? SliceEncoding::int8 : SliceEncoding::dense));
     LoadedModel reading(stored);
     CHECK(mixed_logits(reading, ids) == expected);
+
+    // The folder may be read with the formats that it was written with, and a dense model's with any slice
+    // width.
+    const auto file = scratch.path() / "config.yaml";
+    models::testing::write_text(file, "model: {path: " + out.string() +
+                                          ", format: int8}\nmemory: {gpu_budget: 1GiB, host_budget: 1GiB}\n"
+                                          "offload: {slice_width: 256}\n");
+    CHECK_NOTHROW(cli::load_model_config(file, {}));
   }
 }
 
