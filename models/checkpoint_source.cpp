@@ -102,44 +102,15 @@ CheckpointSource::CheckpointSource(const std::filesystem::path& dir, const Model
   check_names(dir);
 }
 
-std::vector<TensorShape> CheckpointSource::expert_tensors(int layer) const {
-  const auto& names = spec_.names;
-  if (names.layout == ExpertLayout::fused_in_out) {
-    return {{fill_name(names.experts_gate, layer), {spec_.experts, spec_.hidden, 2 * spec_.expert_ffn}},
-            {fill_name(names.experts_down, layer), {spec_.experts, spec_.expert_ffn, spec_.hidden}}};
-  }
-  std::vector<TensorShape> tensors;
-  for (int expert = 0; expert < spec_.experts; ++expert) {
-    tensors.push_back({fill_name(names.experts_gate, layer, expert), {spec_.expert_ffn, spec_.hidden}});
-    tensors.push_back({fill_name(names.experts_up, layer, expert), {spec_.expert_ffn, spec_.hidden}});
-    tensors.push_back({fill_name(names.experts_down, layer, expert), {spec_.hidden, spec_.expert_ffn}});
-  }
-  return tensors;
-}
-
 void CheckpointSource::check_names(const std::filesystem::path& dir) const {
   std::set<std::string> expected;
-  const auto expect = [&](const TensorShape& tensor) {
-    checkpoint_.expect(tensor.name, tensor.shape);
-    expected.insert(tensor.name);
-  };
-  const auto expect_packed = [&](const TensorShape& tensor) {
-    checkpoint_.expect_bytes(tensor.name, tensor.shape);
-    expected.insert(tensor.name);
-  };
-  for (const Weight& weight : list_weights(spec_)) {
-    if (!stored_ || stored_->weights.of(weight) == SliceEncoding::dense) {
-      for (const TensorPart& part : weight.parts) expect({part.name, part.shape()});
-    } else if (weight_bytes(stored_->weights, weight) > 0) {
-      expect_packed({packed_name(weight), packed_shape(packed_form(stored_->weights, weight))});
+  for (const FolderTensor& tensor : folder_tensors(spec_, stored_ ? &*stored_ : nullptr)) {
+    if (tensor.packed) {
+      checkpoint_.expect_bytes(tensor.name, tensor.shape);
+    } else {
+      checkpoint_.expect(tensor.name, tensor.shape);
     }
-  }
-  for (const int layer : decoder_layer_) {
-    if (experts_packed()) {
-      expect_packed({packed_experts_name(layer), packed_experts_shape(*stored_, spec_)});
-      continue;
-    }
-    for (const TensorShape& tensor : expert_tensors(layer)) expect(tensor);
+    expected.insert(tensor.name);
   }
   if (spec_.tied_head) expected.insert(spec_.names.head);  // Some folders store the tied head a second time.
   for (const std::string& name : checkpoint_.names()) {

@@ -9,11 +9,6 @@
 
 namespace lighter::models {
 
-struct TensorShape {
-  std::string name;
-  std::vector<int64_t> shape;
-};
-
 class CheckpointSource : public TensorSource {
  public:
   // Checks that every tensor of the spec is there with its shape and that nothing is left over (but the
@@ -30,8 +25,6 @@ class CheckpointSource : public TensorSource {
                           int64_t count, std::byte* to) const override;
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
-  // The tensors that hold a MoE layer's experts as published, by decoder layer.
-  std::vector<TensorShape> expert_tensors(int layer) const;
 
  private:
   void check_names(const std::filesystem::path& dir) const;

@@ -72,38 +72,23 @@ PackedFolderWriter::~PackedFolderWriter() {
   fs::remove_all(partial_, ignored);
 }
 
-void PackedFolderWriter::declare_copy(const std::string& name) {
-  const TensorInfo& tensor = source_.checkpoint().info(name);
-  writer_->declare(name, tensor.type, tensor.shape);
-  copies_.push_back(name);
-}
-
 void PackedFolderWriter::begin(int layer) {
   layer_ = layer;
   copies_.clear();
-  writer_.emplace(partial_ / shard_name(++file_, files_));
-  std::vector<std::string> copies;
-  for (const Weight& weight : list_weights(spec_)) {
-    if (weight.layer != layer) continue;
-    if (formats_.weights.of(weight) == SliceEncoding::dense) {
-      for (const TensorPart& part : weight.parts) copies.push_back(part.name);
-    } else if (weight_bytes(formats_.weights, weight) > 0) {
-      writer_->declare(packed_name(weight), StoredType::uint8,
-                       packed_shape(packed_form(formats_.weights, weight)));
-      weight_map_[packed_name(weight)] = shard_name(file_, files_);
-    }
-  }
-  if (layer >= 0 && spec_.layers[layer].moe_layer >= 0) {
-    if (formats_.experts == SliceEncoding::dense) {
-      for (const TensorShape& tensor : source_.expert_tensors(layer)) copies.push_back(tensor.name);
+  const std::string file = shard_name(++file_, files_);
+  writer_.emplace(partial_ / file);
+  for (const FolderTensor& tensor : folder_tensors(spec_, &formats_)) {
+    if (tensor.layer != layer) continue;
+    weight_map_[tensor.name] = file;
+    if (tensor.packed) {
+      writer_->declare(tensor.name, StoredType::uint8, tensor.shape);
     } else {
-      writer_->declare(packed_experts_name(layer), StoredType::uint8, packed_experts_shape(formats_, spec_));
-      weight_map_[packed_experts_name(layer)] = shard_name(file_, files_);
+      copies_.push_back(tensor.name);
     }
   }
-  for (const std::string& name : copies) {
-    declare_copy(name);
-    weight_map_[name] = shard_name(file_, files_);
+  for (const std::string& name : copies_) {
+    const TensorInfo& tensor = source_.checkpoint().info(name);
+    writer_->declare(name, tensor.type, tensor.shape);
   }
 }
 

@@ -37,8 +37,6 @@ class PackedFolderWriter {
   uint64_t written_bytes() const { return written_bytes_; }
 
  private:
-  void declare_copy(const std::string& name);
-
   const std::filesystem::path dir_, partial_, from_;
   const CheckpointSource& source_;
   const ModelSpec& spec_;

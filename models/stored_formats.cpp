@@ -35,6 +35,32 @@ json names_of(const std::vector<SliceEncoding>& formats) {
   return names;
 }
 
+std::vector<int64_t> packed_shape(const PackedWeight& form) {
+  if (form.is_ffn()) return {form.slices, static_cast<int64_t>(form.slice_bytes())};
+  return {static_cast<int64_t>(form.bytes())};
+}
+
+std::vector<int64_t> packed_experts_shape(const StoredFormats& formats, const ModelSpec& spec) {
+  const int64_t width = formats.weights.slice_width;
+  return {spec.experts, spec.expert_ffn / width,
+          static_cast<int64_t>(packed_slice_bytes(formats.experts, spec.hidden, width))};
+}
+
+void add_published_experts(const ModelSpec& spec, int layer, std::vector<FolderTensor>& tensors) {
+  const auto& names = spec.names;
+  const int64_t hidden = spec.hidden, ffn = spec.expert_ffn;
+  if (names.layout == ExpertLayout::fused_in_out) {
+    tensors.push_back({fill_name(names.experts_gate, layer), {spec.experts, hidden, 2 * ffn}, layer, false});
+    tensors.push_back({fill_name(names.experts_down, layer), {spec.experts, ffn, hidden}, layer, false});
+    return;
+  }
+  for (int expert = 0; expert < spec.experts; ++expert) {
+    tensors.push_back({fill_name(names.experts_gate, layer, expert), {ffn, hidden}, layer, false});
+    tensors.push_back({fill_name(names.experts_up, layer, expert), {ffn, hidden}, layer, false});
+    tensors.push_back({fill_name(names.experts_down, layer, expert), {hidden, ffn}, layer, false});
+  }
+}
+
 }  // namespace
 
 std::optional<StoredFormats> read_stored_formats(const std::filesystem::path& config_json,
@@ -97,19 +123,30 @@ std::string packed_name(const Weight& weight) {
   }
 }
 
-std::vector<int64_t> packed_shape(const PackedWeight& form) {
-  if (form.is_ffn()) return {form.slices, static_cast<int64_t>(form.slice_bytes())};
-  return {static_cast<int64_t>(form.bytes())};
-}
-
 std::string packed_experts_name(int layer) {
   return "packed." + std::to_string(layer) + ".experts";
 }
 
-std::vector<int64_t> packed_experts_shape(const StoredFormats& formats, const ModelSpec& spec) {
-  const int64_t width = formats.weights.slice_width;
-  return {spec.experts, spec.expert_ffn / width,
-          static_cast<int64_t>(packed_slice_bytes(formats.experts, spec.hidden, width))};
+std::vector<FolderTensor> folder_tensors(const ModelSpec& spec, const StoredFormats* formats) {
+  std::vector<FolderTensor> tensors;
+  for (const Weight& weight : list_weights(spec)) {
+    if (formats == nullptr || formats->weights.of(weight) == SliceEncoding::dense) {
+      for (const TensorPart& part : weight.parts)
+        tensors.push_back({part.name, part.shape(), weight.layer, false});
+    } else if (weight_bytes(formats->weights, weight) > 0) {
+      tensors.push_back(
+          {packed_name(weight), packed_shape(packed_form(formats->weights, weight)), weight.layer, true});
+    }
+  }
+  for (int layer = 0; layer < static_cast<int>(spec.layers.size()); ++layer) {
+    if (spec.layers[layer].moe_layer < 0) continue;
+    if (formats != nullptr && formats->experts != SliceEncoding::dense) {
+      tensors.push_back({packed_experts_name(layer), packed_experts_shape(*formats, spec), layer, true});
+    } else {
+      add_published_experts(spec, layer, tensors);
+    }
+  }
+  return tensors;
 }
 
 }  // namespace lighter::models

@@ -34,10 +34,18 @@ std::optional<StoredFormats> read_stored_formats(const std::filesystem::path& co
 // The entry "quantization_config".
 nlohmann::json stored_formats_entry(const StoredFormats& formats, const ModelSpec& spec);
 
-// A packed weight's tensor, and its shape. Of a network in the role of its gate and up rows.
+// A packed weight's tensor. Of a network in the role of its gate and up rows.
 std::string packed_name(const Weight& weight);
-std::vector<int64_t> packed_shape(const PackedWeight& form);
 std::string packed_experts_name(int layer);  // decoder layer
-std::vector<int64_t> packed_experts_shape(const StoredFormats& formats, const ModelSpec& spec);
+
+struct FolderTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  int layer = -1;       // decoder layer; -1: of none
+  bool packed = false;  // bytes; else numbers, as published
+};
+// What a folder holds, in the order of list_weights(), then each layer's experts. formats: null for one as
+// published.
+std::vector<FolderTensor> folder_tensors(const ModelSpec& spec, const StoredFormats* formats);
 
 }  // namespace lighter::models
