@@ -112,16 +112,17 @@ Json experts_json(const ExpertCounters& c, double wall_s, double tokens) {
           {"stall_share", ratio(c.stall_s, wall_s)},
           {"cpu_bytes_per_token", ratio(static_cast<double>(c.cpu_bytes), tokens)},
           {"cpu_busy_gb_per_s", ratio(static_cast<double>(c.cpu_bytes) / 1e9, c.cpu_busy_s)},
-          {"cpu_busy_share", ratio(c.cpu_busy_s, wall_s)}};
+          {"cpu_busy_share", ratio(c.cpu_busy_s, wall_s)},
+          {"cpu_expected_share",
+           ratio(static_cast<double>(c.cpu_layers_expected), static_cast<double>(c.cpu_layers))}};
 }
 
 Json phase_json(const Spent& spent, const PointFacts& facts, double tokens, int cores) {
-  return {
-      {"wall_s", spent.wall_s},
-      {"cpu_busy_share", ratio(spent.cpu_s, spent.wall_s * cores)},
-      {"gpu_busy_share", or_null(spent.gpu_busy_share)},
-      {"gpu_energy_j_per_token", spent.gpu_energy_j ? ratio(*spent.gpu_energy_j, tokens) : Json()},
-      {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens) : Json()}};
+  return {{"wall_s", spent.wall_s},
+          {"cpu_busy_share", ratio(spent.cpu_s, spent.wall_s * cores)},
+          {"gpu_busy_share", or_null(spent.gpu_busy_share)},
+          {"gpu_energy_j_per_token", spent.gpu_energy_j ? ratio(*spent.gpu_energy_j, tokens) : Json()},
+          {"experts", facts.has_experts ? experts_json(spent.experts, spent.wall_s, tokens) : Json()}};
 }
 
 Json bound_json(const Measured& measured, const Workload& w, const Rates& rates, const Spent& decode,
@@ -306,9 +307,8 @@ Json measured_point(const Point& point, const Measured& measured, const Rates& r
   json["time_to_first_token_s"] = summary_json(summarize(first));
   json["inter_token_ms"] = latency;
   json["prefill"] = phase_json(prefill, measured.facts, prompt_tokens, cores);
-  json["decode"] = decoded ? phase_json(decode, measured.facts, static_cast<double>(step_count) * w.batch,
-                                        cores)
-                           : Json();
+  json["decode"] =
+      decoded ? phase_json(decode, measured.facts, static_cast<double>(step_count) * w.batch, cores) : Json();
   json["memory"] = memory_json(measured);
   json["predicted_tokens_per_s"] = or_null(predicted);
   json["measured_of_predicted"] = predicted && decoded ? ratio(tokens_per_s, *predicted) : Json();

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <fstream>
 #include <iterator>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -22,6 +23,7 @@
 #include "runtime/config/yaml_values.h"
 #include "runtime/device/host_memory.h"
 #include "runtime/error.h"
+#include "runtime/float_convert.h"
 
 namespace lighter::bench {
 namespace {
@@ -61,9 +63,22 @@ MissWay miss_way(const cli::PreparedModel& model, const Config& config) {
   return model.miss == OffloadConfig::Miss::cpu ? MissWay::cpu : MissWay::link;
 }
 
-// A recorded trace over the layers and positions of a model: both are repeated where the model has more of
-// them.
-models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const models::ModelSpec& spec) {
+constexpr int64_t kApart = 7919;  // tokens of a trace between the places where a batch's sequences begin
+
+// The k best of fp16 logits; -1: there are none.
+void best_of(std::span<const uint16_t> logits, int k, int64_t* experts) {
+  std::fill_n(experts, k, -1);
+  if (logits.empty()) return;
+  std::vector<int64_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return fp16_to_fp32(logits[a]) > fp16_to_fp32(logits[b]); });
+  std::copy_n(order.begin(), k, experts);
+}
+
+// A recorded trace over the layers and positions of a model. Both are repeated where the model has more of
+// them, all layers but the first, of which no layer before it had an expectation.
+models::ScheduledRouting trace_schedule(const std::filesystem::path& file, const models::ModelSpec& spec) {
   const auto trace = std::make_shared<const offload::Trace>(offload::Trace::read(file));
   const offload::TraceHeader& header = trace->header();
   if (header.experts != spec.experts || header.experts_per_token != spec.experts_per_token) {
@@ -71,14 +86,24 @@ models::RoutingSchedule trace_schedule(const std::filesystem::path& file, const 
                       " of " + std::to_string(header.experts) + " experts a token, but the model takes " +
                       std::to_string(spec.experts_per_token) + " of " + std::to_string(spec.experts));
   }
-  const int layers = static_cast<int>(header.layers.size());
-  constexpr int64_t kApart = 7919;  // tokens between the places where a batch's sequences begin
-  return [trace, layers](int moe_layer, int64_t position, int64_t* experts) {
-    const int64_t sequence = position / models::kSequenceStride;
-    const auto token =
-        static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
-    std::ranges::copy(trace->experts(token, moe_layer % layers), experts);
+  const int layers = static_cast<int>(header.layers.size()), k = header.experts_per_token;
+  const auto recorded_layer = [layers](int layer) {
+    return layer < layers ? layer : layers == 1 ? 0 : 1 + (layer - 1) % (layers - 1);
   };
+  const auto token_at = [trace](int64_t position) {
+    const int64_t sequence = position / models::kSequenceStride;
+    return static_cast<size_t>(position % models::kSequenceStride + sequence * kApart) % trace->tokens();
+  };
+  models::ScheduledRouting routing;
+  routing.chosen = [=](int moe_layer, int64_t position, int64_t* experts) {
+    std::ranges::copy(trace->experts(token_at(position), recorded_layer(moe_layer)), experts);
+  };
+  const auto& depths = header.depths;
+  if (std::find(depths.begin(), depths.end(), 1) == depths.end()) return routing;
+  routing.expected = [=](int moe_layer, int64_t position, int64_t* experts) {
+    best_of(trace->guess_logits(token_at(position), recorded_layer(moe_layer), 1), k, experts);
+  };
+  return routing;
 }
 
 PointFacts facts_of(const Config& config, const cli::PreparedModel& model, const offload::SpeedShape& shape,
@@ -170,15 +195,19 @@ class SessionWorkbench::Loaded : public LoadedPoint {
       }
       prompt_ids_ = text_.tokenizer->encode(read_text(inputs_.prompt_file), true);
     }
-    models::RoutingSchedule schedule;
+    models::ScheduledRouting schedule;
     if (model_.spec.moe_layers() > 0) {
-      schedule = inputs_.trace.empty() ? cli::make_schedule(config_.offload.routing, model_.spec)
-                                       : trace_schedule(inputs_.trace, model_.spec);
+      if (inputs_.trace.empty()) {
+        schedule.chosen = cli::make_schedule(config_.offload.routing, model_.spec);
+      } else {
+        schedule = trace_schedule(inputs_.trace, model_.spec);
+      }
     }
-    if (schedule) {
+    for (models::RoutingSchedule* part : {&schedule.chosen, &schedule.expected}) {
+      if (!*part) continue;
       // Each request goes on where the one before has ended, so that no cache has seen its routing before.
-      schedule = [this, chosen = std::move(schedule)](int layer, int64_t position, int64_t* experts) {
-        chosen(layer, first_position_ + position, experts);
+      *part = [this, of = std::move(*part)](int layer, int64_t position, int64_t* experts) {
+        of(layer, first_position_ + position, experts);
       };
     }
     auto kept = bench.experts_.store_for(point, config_, model_);

@@ -60,6 +60,8 @@ class CudaDecodeGraph : public DecodeGraph {
         }()),
         workers_(sharing.workers),
         share_(sharing.device_share, sharing.follow),
+        guesses_(sharing.guess),
+        expected_(sharing.expected),
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
@@ -126,7 +128,11 @@ class CudaDecodeGraph : public DecodeGraph {
   }
   ExpertCounters counters() const override {
     ExpertCounters counters = counters_;
-    if (workers_ != nullptr) counters.cpu_busy_s = workers_->counters().busy_s;
+    if (workers_ == nullptr) return counters;
+    const MissWorkersCounters workers = workers_->counters();
+    counters.cpu_busy_s = workers.busy_s;
+    counters.cpu_layers = workers.layers;
+    counters.cpu_layers_expected = workers.layers_expected;
     return counters;
   }
 
@@ -236,11 +242,17 @@ class CudaDecodeGraph : public DecodeGraph {
       std::copy(blocks.begin(), blocks.end(), to + at);
       at += tables_.blocks[chunked];
     }
-    if (!schedule_) return;
+    write_schedule(schedule_, position, to + tables_.forced_at);
+    write_schedule(expected_, position, to + tables_.guessed_at);
+  }
+
+  // to: [layers, k]
+  void write_schedule(const RoutingSchedule& schedule, int64_t position, int* to) const {
+    if (!schedule) return;
     std::vector<int64_t> experts(spec_.experts_per_token);
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
-      schedule_(layer, position, experts.data());
-      std::copy(experts.begin(), experts.end(), to + tables_.forced_at + layer * spec_.experts_per_token);
+      schedule(layer, position, experts.data());
+      to = std::copy(experts.begin(), experts.end(), to);
     }
   }
 
@@ -289,9 +301,10 @@ class CudaDecodeGraph : public DecodeGraph {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning the capture");
     try {
-      enqueue_decode_kernels({shape_, weights_, kv_, on_device_, on_host_, context,
-                              static_cast<bool>(schedule_), zero_copies_, mailbox_ ? &*mailbox_ : nullptr},
-                             stream_);
+      enqueue_decode_kernels(
+          {shape_, weights_, kv_, on_device_, on_host_, context, static_cast<bool>(schedule_), zero_copies_,
+           mailbox_ ? &*mailbox_ : nullptr, guesses_, static_cast<bool>(expected_)},
+          stream_);
     } catch (...) {
       cudaStreamEndCapture(stream_, &graph);
       if (graph != nullptr) cudaGraphDestroy(graph);
@@ -322,6 +335,8 @@ class CudaDecodeGraph : public DecodeGraph {
   MissWorkers* const workers_;
   std::optional<MissMailbox> mailbox_;
   ShareControl share_;
+  const bool guesses_;
+  const RoutingSchedule expected_;
   bool working_ = false;
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
   cudaStream_t stream_;

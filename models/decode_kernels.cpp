@@ -36,6 +36,8 @@ class DecodeKernels {
         scheduled_(input.scheduled),
         zero_copies_(input.zero_copies),
         mailbox_(input.mailbox),
+        guesses_(input.guesses),
+        guesses_told_(input.guesses_told),
         stream_(stream) {}
 
   void enqueue() {
@@ -257,8 +259,26 @@ class DecodeKernels {
       const MissSlot slot = mailbox_->slot(moe_layer);
       r.post = {slot.x, slot.scales, slot.experts, slot.weights, slot.posted};
       if (shape_.fetches) r.post.x = r.post.scales = nullptr;
+      if (guesses_) r.guess = guess(layer);
     }
     return r;
+  }
+  // In this layer, of the next one with experts.
+  kernels::RoutingGuess guess(int layer) const {
+    kernels::RoutingGuess g;
+    const auto next = std::find_if(spec_.layers.begin() + layer + 1, spec_.layers.end(),
+                                   [](const LayerSpec& coming) { return coming.moe_layer >= 0; });
+    if (next == spec_.layers.end()) return g;
+    const int at = static_cast<int>(next - spec_.layers.begin());
+    g.weight = data(WeightRole::router, at);
+    g.norm = data(WeightRole::ffn_norm, at);
+    if (guesses_told_) {
+      g.forced = on_device_.tables + tables_.guessed_at + next->moe_layer * spec_.experts_per_token;
+    }
+    const MissSlot slot = mailbox_->slot(next->moe_layer);
+    g.experts = slot.expected;
+    g.posted = slot.guessed;
+    return g;
   }
 
   // Of the missed slices' kernels.
@@ -393,6 +413,7 @@ class DecodeKernels {
   const TableLayout tables_;
   const bool scheduled_, zero_copies_;
   const MissMailbox* const mailbox_;
+  const bool guesses_, guesses_told_;
   void* const stream_;
 };
 

@@ -22,6 +22,8 @@ struct DecodeKernelsInput {
   bool scheduled = false;                // the experts are told, not chosen
   bool zero_copies = false;              // the GPU reads (some) missed slices from host memory
   const MissMailbox* mailbox = nullptr;  // null: the CPU computes none
+  bool guesses = false;                  // the workers are told what the next layer is expected to choose
+  bool guesses_told = false;             // which is told too
 };
 
 // Enqueues all of them on the stream (a cudaStream_t), once, to be captured. Throws DeviceError.

@@ -34,7 +34,8 @@ TableLayout::TableLayout(const DecodeGraphShape& shape) {
     blocks[chunked] = static_cast<int>((positions + shape.kv_block - 1) / shape.kv_block);
   }
   forced_at = blocks[0] + blocks[1];
-  entries = forced_at + shape.experts.layers * shape.spec.experts_per_token;
+  guessed_at = forced_at + shape.experts.layers * shape.spec.experts_per_token;
+  entries = guessed_at + shape.experts.layers * shape.spec.experts_per_token;
 }
 
 MissMailboxShape mailbox_shape(const DecodeGraphShape& shape) {

@@ -14,10 +14,12 @@ kernels::WeightFormat format_of(SliceEncoding encoding);
 // Groups of a slice's columns, by which missed slices are shared out.
 int groups_per_slice(const DecodeGraphShape& shape);
 
-// How the ints that a step is told lie: block tables of both groups, then scheduled experts.
+// How the ints that a step is told lie: block tables of both groups, then scheduled experts, then those that
+// are expected.
 struct TableLayout {
   int blocks[2] = {};
   int forced_at = 0;
+  int guessed_at = 0;
   int entries = 0;
 
   explicit TableLayout(const DecodeGraphShape& shape);

@@ -10,10 +10,16 @@
 
 namespace lighter::models {
 
-// The k distinct experts of the token at this position, in the order of their rank. A step asks for a token of the
-// sequence in slot s as at position + s · kSequenceStride, so that the sequences of a batch differ.
+// The k distinct experts of the token at this position, in the order of their rank. A step asks for a token
+// of the sequence in slot s as at position + s · kSequenceStride, so that the sequences of a batch differ.
 inline constexpr int64_t kSequenceStride = int64_t{1} << 40;
 using RoutingSchedule = std::function<void(int moe_layer, int64_t position, int64_t* experts)>;
+
+// What is chosen, and what the layer before expects it to be: -1 where it expects nothing; or empty.
+struct ScheduledRouting {
+  RoutingSchedule chosen;
+  RoutingSchedule expected;
+};
 
 RoutingSchedule uniform_schedule(int experts, int k, uint64_t seed);
 // Probability of the expert at rank r proportional to 1 / (r + 1)^s, with a seeded order of ranks per layer.

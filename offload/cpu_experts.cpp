@@ -193,33 +193,51 @@ void CpuExperts::stop_polling() {
   rethrow();
 }
 
-bool CpuExperts::wait_for_post(int layer, uint32_t step) const {
+bool CpuExperts::wait_for_post(int worker, int layer, uint32_t step, CpuJobs& expected) const {
+  const MissMailbox& mailbox = polling_->mailbox;
+  // What is expected of the first layer would be of a step that nobody has asked for.
+  bool expects = layer == 0;
   // Within a step all layers bear its number; the first may skip some.
   for (uint32_t turns = 0;; spin(turns)) {
-    if (step_reached(polling_->mailbox.posted(layer), step)) return true;
+    if (step_reached(mailbox.posted(layer), step)) return true;
     if (stopping_.load(std::memory_order_relaxed) || parts_->team.abandoned()) return false;
+    if (!expects && mailbox.guessed(layer) == step) {
+      polling_->make_jobs(layer, mailbox.read_expected(layer), expected);
+      parts_->team.expect(worker, expected);
+      expects = true;
+    }
+    parts_->team.ask_ahead(worker);
   }
+}
+
+bool CpuExperts::was_expected(int layer, const MissPost& post) const {
+  if (layer == 0 || post.tokens != 1) return false;
+  const MissPost expected = polling_->mailbox.read_expected(layer);
+  const int k = polling_->mailbox.shape().experts_per_token;
+  return expected.step == post.step && std::is_permutation(post.experts, post.experts + k, expected.experts);
 }
 
 void CpuExperts::poll(int worker) {
   Polling& polling = *polling_;
   CpuTeam& team = parts_->team;
-  CpuJobs jobs;
+  CpuJobs jobs, expected_jobs;
   uint64_t round = 0;
   for (uint32_t step = polling.first_step;; ++step) {
     for (int layer = 0; layer < polling.mailbox.shape().layers; ++layer) {
-      if (!wait_for_post(layer, step)) {
+      if (!wait_for_post(worker, layer, step, expected_jobs)) {
         team.abandon();  // those that have seen a later post must not wait for this one
         return;
       }
       polling.seen_ns[worker].ns.store(now_ns(), std::memory_order_relaxed);
       const MissPost post = polling.mailbox.read(layer);
+      bool expected = false;
       if (layer == 0) step = post.step;
       try {
         if (options_.on_begin) options_.on_begin(worker, step, layer);
         check_tokens(post.tokens, polling.mailbox.shape().tokens);
         polling.make_jobs(layer, post, jobs);
-        if (!team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result)) {
+        expected = was_expected(layer, post);
+        if (!team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result, expected)) {
           fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
           return;
         }
@@ -228,13 +246,13 @@ void CpuExperts::poll(int worker) {
       }
       if (polling.finish.arrive(++round)) {
         polling.mailbox.publish_done(layer, step);
-        if (!jobs.jobs().empty()) count_layer(layer, jobs);
+        if (!jobs.jobs().empty()) count_layer(layer, jobs, expected);
       }
     }
   }
 }
 
-void CpuExperts::count_layer(int layer, const CpuJobs& jobs) {
+void CpuExperts::count_layer(int layer, const CpuJobs& jobs, bool expected) {
   const int64_t now = now_ns();
   int64_t seen = now, waited = 0;
   for (int worker = 0; worker < threads(); ++worker) {
@@ -242,6 +260,7 @@ void CpuExperts::count_layer(int layer, const CpuJobs& jobs) {
     waited += parts_->team.waited_ns(worker);
   }
   layers_.fetch_add(1, std::memory_order_relaxed);
+  if (expected) expected_layers_.fetch_add(1, std::memory_order_relaxed);
   bytes_.fetch_add(jobs.weight_bytes(), std::memory_order_relaxed);
   busy_ns_.fetch_add(now - seen, std::memory_order_relaxed);
   waited_ns_.fetch_add(waited / threads(), std::memory_order_relaxed);
@@ -255,7 +274,8 @@ std::vector<MissSpan> CpuExperts::latest_spans() const {
 }
 
 CpuExpertsCounters CpuExperts::counters() const {
-  return {layers_.load(std::memory_order_relaxed), bytes_.load(std::memory_order_relaxed),
+  return {layers_.load(std::memory_order_relaxed), expected_layers_.load(std::memory_order_relaxed),
+          bytes_.load(std::memory_order_relaxed),
           static_cast<double>(busy_ns_.load(std::memory_order_relaxed)) * 1e-9,
           static_cast<double>(waited_ns_.load(std::memory_order_relaxed)) * 1e-9};
 }

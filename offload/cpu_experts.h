@@ -3,7 +3,8 @@
 //
 //   polling  decode: start_polling() → each worker waits for the layers that the GPU posts to a mailbox,
 //            computes its share and goes on, without sleeping, until stop_polling(). One core each, all the
-//            while.
+//            while. Where the GPU has told what it expects of a layer, they read ahead what they would
+//            compute of that, as far as it stays in their caches, while they wait for the layer.
 //   batches  any number of tokens: run(), or start() → wait() with the caller's thread free between them.
 //
 // One of the two at a time. What a worker throws ends the others, leaves the layer unpublished, and is thrown
@@ -43,8 +44,9 @@ using MakeCpuJobs = std::function<void(int layer, const MissPost& post, CpuJobs&
 // Since construction, of polling: what was done, and the time from seeing a post to `done`. bytes / busy_s is
 // the rate at which the CPU reads weights.
 struct CpuExpertsCounters {
-  uint64_t layers = 0;  // that had jobs
-  uint64_t bytes = 0;   // of weights
+  uint64_t layers = 0;           // that had jobs
+  uint64_t layers_expected = 0;  // of these, those with the experts that the GPU had expected
+  uint64_t bytes = 0;            // of weights
   double busy_s = 0;
   double waited_s = 0;  // of these, the mean worker's wait for others between the two phases
 };
@@ -86,8 +88,9 @@ class CpuExperts {
   void rethrow();
   void fail(const std::string& what);
   void poll(int worker);
-  bool wait_for_post(int layer, uint32_t step) const;
-  void count_layer(int layer, const CpuJobs& jobs);
+  bool wait_for_post(int worker, int layer, uint32_t step, CpuJobs& expected) const;
+  bool was_expected(int layer, const MissPost& post) const;
+  void count_layer(int layer, const CpuJobs& jobs, bool expected);
 
   const CpuExpertsOptions options_;
   std::unique_ptr<Parts> parts_;
@@ -103,6 +106,7 @@ class CpuExperts {
 
   std::vector<MissSpan> spans_;  // by layer; written by the worker that finishes it
   alignas(64) std::atomic<uint64_t> layers_ = 0;
+  std::atomic<uint64_t> expected_layers_ = 0;
   std::atomic<uint64_t> bytes_ = 0;
   std::atomic<int64_t> busy_ns_ = 0;
   std::atomic<int64_t> waited_ns_ = 0;

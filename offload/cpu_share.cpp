@@ -25,12 +25,13 @@ CpuShare::CpuShare(const ExpertGrid& grid, SliceEncoding encoding, int64_t hidde
 
 void CpuShare::start(const MissWork& work, uint32_t first_step) {
   if (work.mailbox.shape().tokens > CpuSliceKernel::kMostTokens) {
-    throw DeviceError("a mailbox for " + std::to_string(work.mailbox.shape().tokens) + " tokens; the CPU's share takes " +
-                      std::to_string(CpuSliceKernel::kMostTokens));
+    throw DeviceError("a mailbox for " + std::to_string(work.mailbox.shape().tokens) +
+                      " tokens; the CPU's share takes " + std::to_string(CpuSliceKernel::kMostTokens));
   }
   cpu_.start_polling(
       work.mailbox,
-      [this, work](int layer, const MissPost& post, CpuJobs& jobs) { list(work, layer, post, jobs); }, first_step);
+      [this, work](int layer, const MissPost& post, CpuJobs& jobs) { list(work, layer, post, jobs); },
+      first_step);
 }
 
 void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJobs& jobs) const {
@@ -46,7 +47,8 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
     missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
   });
   // The device has the first groups of the missed ones.
-  int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
+  int64_t not_mine =
+      kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
   for_posted(post, k, grid_.experts, [&](int e) {
     int id = -1;
     for (int slice = 0; slice < grid_.slices; ++slice) {
@@ -61,6 +63,7 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
           if (post.experts[i] != e) continue;
           TokenUse& use = uses[count++];
           use.token = static_cast<int32_t>(i / k);
+          if (post.is_expected()) continue;
           use.in_weight = post.scales[use.token];
           if (weight_on_ == WeightOn::input) {
             use.in_weight *= post.weights[i];
@@ -77,7 +80,7 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
 
 MissWorkersCounters CpuShare::counters() const {
   const CpuExpertsCounters counters = cpu_.counters();
-  return {counters.bytes, counters.busy_s};
+  return {counters.bytes, counters.busy_s, counters.layers, counters.layers_expected};
 }
 
 }  // namespace lighter::offload

@@ -34,9 +34,16 @@ class CpuTeam {
   // The same for one run() of these jobs. The workers then share the quantization of many rows.
   void reserve_for(const CpuJobs& jobs);
 
-  // The share of worker `index`. x, result: [tokens, hidden]. False: somebody has abandoned the team. When
-  // all have returned true, result is whole.
-  bool run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result);
+  // Before run(): the jobs that it will probably be given. Worker `index` may then ask for their weights, and
+  // for some more with each further call.
+  void expect(int index, const CpuJobs& jobs);
+  void ask_ahead(int index);
+
+  // The share of worker `index`. expected: the jobs are what expect() was given, or would have been, which
+  // must be so for all workers or none. x, result: [tokens, hidden]. False: somebody has abandoned the team.
+  // When all have returned true, result is whole.
+  bool run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+           bool expected = false);
 
   // Lets those go that wait for others. Any thread.
   void abandon() { abandoned_.store(true, std::memory_order_release); }
@@ -50,9 +57,20 @@ class CpuTeam {
 
   // Of a layer. There are two: a fast worker may begin the next layer while others are at this one.
   struct Layer {
+    struct Claims {
+      WorkClaims gate_up;
+      WorkClaims down;
+    };
     std::vector<float> values;  // hidden, of all jobs
-    WorkClaims gate_up;
-    WorkClaims down;
+    Claims known;
+    Claims expected;
+
+    void reset() {
+      for (Claims* claims : {&known, &expected}) {
+        claims->gate_up.reset();
+        claims->down.reset();
+      }
+    }
   };
 
   void quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* x);

@@ -51,6 +51,8 @@ void print_json(const Config& config, const PreparedModel& model, const Session&
                      {"bytes_moved", counters.bytes_moved()},
                      {"cpu_bytes", counters.cpu_bytes},
                      {"cpu_busy_s", counters.cpu_busy_s},
+                     {"cpu_layers", counters.cpu_layers},
+                     {"cpu_layers_expected", counters.cpu_layers_expected},
                      {"prefetch_bytes", counters.prefetch_bytes},
                      {"prefetch_wasted_bytes", counters.prefetch_wasted_bytes},
                      {"stall_s", counters.stall_s},
@@ -87,6 +89,10 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
       static_cast<unsigned long long>(counters.slices_resident), format_bytes(counters.bytes_moved()).c_str(),
       format_bytes(counters.prefetch_bytes).c_str(), format_seconds(counters.stall_s).c_str(),
       format_bytes(counters.cpu_bytes).c_str());
+  if (counters.cpu_layers_expected == 0) return;
+  std::fprintf(
+      stderr, "It had expected the experts of %.1f %% of its layers, and read ahead.\n",
+      100.0 * static_cast<double>(counters.cpu_layers_expected) / static_cast<double>(counters.cpu_layers));
 }
 
 }  // namespace

@@ -110,7 +110,7 @@ struct Session::Threads {
 };
 
 Session::Session(const Config& config, const PreparedModel& model, const Progress& progress,
-                 models::RoutingSchedule schedule, std::shared_ptr<offload::ExpertStore> kept,
+                 models::ScheduledRouting schedule, std::shared_ptr<offload::ExpertStore> kept,
                  std::unique_ptr<MissWorkers> workers)
     : spec_(model.spec), workers_(std::move(workers)) {
   if (!model.plan.fits()) throw CapacityError(joined(model.plan.problems));
@@ -136,10 +136,9 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
   if (spec_.moe_layers() > 0) {
     executor_ = make_executor(*device_, model, config, *source_, progress, std::move(kept));
     executor_->prepare({model.prefill_chunk}, models::shared_experts(spec_, *weights_));
-    if (!schedule) schedule = make_schedule(config.offload.routing, spec_);
+    if (!schedule.chosen) schedule.chosen = make_schedule(config.offload.routing, spec_);
   }
-  const models::RoutingSchedule decode_schedule = schedule;
-  decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), std::move(schedule),
+  decoder_ = std::make_unique<models::Decoder>(spec_, *weights_, *kv_, executor_.get(), schedule.chosen,
                                                *device_, config.model.dtype);
   if (model.why_eager.empty()) {
     const models::DecodeGraphShape shape = decode_graph_shape(model, config);
@@ -148,8 +147,11 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
       if (!workers_) workers_ = make_workers(*device_, model, shape);
       const bool split = model.miss == OffloadConfig::Miss::split;
       sharing = {workers_.get(), shape.fetches ? 1 : split ? kFirstDeviceShare : 0, split};
+      sharing.guess =
+          shape.with_workers && model.plan.pager.prefetch && (!schedule.chosen || schedule.expected);
+      sharing.expected = schedule.expected;
     }
-    decoder_->decode_by(models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), decode_schedule,
+    decoder_->decode_by(models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), schedule.chosen,
                                                   sharing, *device_));
   }
 }

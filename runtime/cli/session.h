@@ -35,7 +35,7 @@ class Session {
   // experts, with a home for every slice, that outlives the session; it is filled if it is not yet. workers:
   // in place of those that see to a decode graph's misses (tests).
   Session(const Config& config, const PreparedModel& model, const Progress& progress,
-          models::RoutingSchedule schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr,
+          models::ScheduledRouting schedule = {}, std::shared_ptr<offload::ExpertStore> kept = nullptr,
           std::unique_ptr<MissWorkers> workers = nullptr);
   ~Session();
 

@@ -54,7 +54,8 @@ ValueForm formats() {
 
 ValueForm formats_by_layer() {
   return map_of(
-      "layers (a number, a range, a comma list, or \"*\" for what is left), such as {\"*\": int8, \"0-1,47\": dtype},",
+      "layers (a number, a range, a comma list, or \"*\" for what is left), such as {\"*\": int8, "
+      "\"0-1,47\": dtype},",
       "^" + kIndexSet + "$", [](std::string_view key) { return parse_index_set(key).has_value(); },
       [](std::string_view key, std::string_view other) -> std::string {
         if (key == "*" || other == "*" || !parse_index_set(key)->overlaps(*parse_index_set(other))) return "";
@@ -150,8 +151,10 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.model.dtype = v == "bf16" ? DType::bf16 : DType::fp32; }},
       {"model.format",
-       "The format of experts, shared, attention and head where they are not set: as dtype says, or quantized "
-       "while they are loaded (int8 in groups of 128, int4 in groups of 64). Router, norms and embedding stay in "
+       "The format of experts, shared, attention and head where they are not set: as dtype says, or "
+       "quantized "
+       "while they are loaded (int8 in groups of 128, int4 in groups of 64). Router, norms and embedding "
+       "stay in "
        "dtype.",
        {formats()},
        "dtype",
@@ -168,14 +171,16 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.model.experts = parse_encoding(v.get<std::string>()); }},
       {"model.shared",
-       "The format of the shared experts and of dense FFN layers: one, or one for each of some layers. Default: "
+       "The format of the shared experts and of dense FFN layers: one, or one for each of some layers. "
+       "Default: "
        "model.format; dtype for layers that a map leaves out.",
        {formats(), formats_by_layer()},
        none,
        false,
        [](Config& c, const json& v) { c.model.shared = parse_layer_formats(v); }},
       {"model.attention",
-       "The format of the attention's q, k, v and o: one, or one for each of some layers. Default: model.format; "
+       "The format of the attention's q, k, v and o: one, or one for each of some layers. Default: "
+       "model.format; "
        "dtype for layers that a map leaves out.",
        {formats(), formats_by_layer()},
        none,
@@ -207,7 +212,8 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.device = parse_device(v.get<std::string>()); }},
       {"decode",
-       "How a token is decoded: graph, one CUDA graph a token, without the host in between; eager, one operation "
+       "How a token is decoded: graph, one CUDA graph a token, without the host in between; eager, one "
+       "operation "
        "after the other; auto takes the graph where the model and the device allow.",
        {words({"auto", "graph", "eager"})},
        "auto",
@@ -246,7 +252,8 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.memory.kv_block = v.get<int64_t>(); }},
       {"memory.sequences",
-       "Sequences that the KV cache has room for at once, each of them with the whole context. `lighter run` uses "
+       "Sequences that the KV cache has room for at once, each of them with the whole context. `lighter run` "
+       "uses "
        "one, `lighter bench` as many as its batch.",
        {integer(1, 4096)},
        1,
@@ -268,9 +275,12 @@ std::vector<ConfigKey> make_keys() {
        false,
        [](Config& c, const json& v) { c.offload.policy = parse_policy(v.get<std::string>()); }},
       {"offload.miss",
-       "How a decoded token gets at slices that are not resident: fetch copies them to the device, zero_copy lets "
-       "the GPU read them where they are, cpu has the CPU compute them, and split divides them between zero_copy and "
-       "cpu so that both end together. auto is split where it can be, else zero_copy, and fetch without a graph.",
+       "How a decoded token gets at slices that are not resident: fetch copies them to the device, zero_copy "
+       "lets "
+       "the GPU read them where they are, cpu has the CPU compute them, and split divides them between "
+       "zero_copy and "
+       "cpu so that both end together. auto is split where it can be, else zero_copy, and fetch without a "
+       "graph.",
        {words({std::begin(kMisses), std::end(kMisses)})},
        "auto",
        false,
@@ -284,13 +294,14 @@ std::vector<ConfigKey> make_keys() {
          for (const json& item : v) c.offload.pin.push_back(*parse_pin(item.get<std::string>()));
        }},
       {"offload.prefetch.enabled",
-       "Fetch the experts that coming layers probably need.",
+       "Fetch the experts that coming layers probably need; beside the decode graph, let the CPU read them "
+       "ahead.",
        {boolean()},
        true,
        false,
        [](Config& c, const json& v) { c.offload.prefetch.enabled = v.get<bool>(); }},
       {"offload.prefetch.depth",
-       "How many layers ahead are predicted.",
+       "How many layers ahead are predicted; beside the decode graph it is always the next one with experts.",
        {integer(1, 8)},
        1,
        false,

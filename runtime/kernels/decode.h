@@ -113,6 +113,16 @@ struct MissPostTarget {
   unsigned* posted = nullptr;
 };
 
+// What the coming MoE layer's router makes of this layer's residual stream, told to the CPU, which is so
+// expected to be posted by that layer.
+struct RoutingGuess {
+  const void* weight = nullptr;  // of that router, bf16 [experts, hidden]; null: nothing is guessed
+  const void* norm = nullptr;    // of that layer's input, bf16 [hidden]
+  const int* forced = nullptr;   // [tokens, k]: guessed already (negative: not), or null
+  int* experts = nullptr;        // mapped host memory, [tokens, k]
+  unsigned* posted = nullptr;    // likewise: step when experts are there
+};
+
 // Slots in device memory to which a copy engine brings the host list's slices while the kernels run.
 struct Arrivals {
   std::byte* slots = nullptr;  // of entry i: slots + i * slot_bytes; null: slices are read where they lie
@@ -155,6 +165,7 @@ struct DecodeRouter {
   int* positions = nullptr;                           // one: how many routed slices the step has
   Arrivals arrivals;                                  // of zero_copy
   MissPostTarget post;                                // posted null: nothing is posted
+  RoutingGuess guess;                                 // only where some slices are missed
   LayerTimes* times = nullptr;                        // or null, here and below: nothing is timed
   const unsigned* step = nullptr;
 };

@@ -171,6 +171,7 @@ __device__ void gate_up_block(const GateUp& a, std::byte* shared, int block, int
 // which begin with the fixed slices, for which routing does not matter.
 struct GateUpRoles {
   int routing = 0, host = 0;
+  int guessing = 0;  // of the routing blocks, the last
   DecodeRouter router;
   LayerSignals* signals = nullptr;
   LayerTimes* times = nullptr;
@@ -182,8 +183,11 @@ __global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
                    const __grid_constant__ GateUpRoles roles) {
   extern __shared__ __align__(128) std::byte shared[];
   const int block = blockIdx.x;
-  if (block < roles.routing) {
-    route<kRowWarps<Columns>>(roles.router, shared, &roles.signals->lists, block, roles.routing);
+  if (block < roles.routing - roles.guessing) {
+    route<kRowWarps<Columns>>(roles.router, shared, &roles.signals->lists, block,
+                              roles.routing - roles.guessing);
+  } else if (Paged && block < roles.routing) {
+    guess_next<kRowWarps<Columns>>(roles.router, shared);
   } else if (Paged && block < roles.routing + roles.host) {
     gate_up_block<F, B, Columns, Paged>(host, shared, block - roles.routing, roles.host);
     if (threadIdx.x == 0 && roles.times != nullptr) note_time(&roles.times->host_hidden);
@@ -194,8 +198,11 @@ __global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
   }
 }
 
+int guessing_blocks_of(const DecodeGateUp& g) {
+  return g.router != nullptr && g.router->host_table != nullptr && g.router->guess.weight != nullptr ? 1 : 0;
+}
 int routing_blocks_of(const DecodeGateUp& g) {
-  return g.router == nullptr ? 0 : router_blocks(*g.router);
+  return g.router == nullptr ? 0 : router_blocks(*g.router) + guessing_blocks_of(g);
 }
 int host_blocks_of(const DecodeGateUp& g) {
   return g.host_list == nullptr ? 0 : std::min(g.host_blocks, processors() / 2);
@@ -223,6 +230,7 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   roles.times = g.times;
   if (g.router != nullptr) {
     roles.routing = routing_blocks_of(g);
+    roles.guessing = guessing_blocks_of(g);
     roles.router = *g.router;
     roles.signals = g.signals;
     a.lists = &g.signals->lists;

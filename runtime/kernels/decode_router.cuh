@@ -53,14 +53,44 @@ __device__ inline void fetch_ahead(const void* from, int64_t bytes) {
   }
 }
 
+constexpr int kLogitsOfLane = kMostDecodeExperts / 32;  // a lane has experts lane, lane + 32, ...
+
+// One warp: the largest of the logits that are not taken, which it then is; the lower number wins a tie. All
+// lanes learn it.
+__device__ inline int take_best(const float (&mine)[kLogitsOfLane], unsigned& taken, int lane, float* logit) {
+  int best = INT_MAX;
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < kLogitsOfLane; ++i) {
+    if ((taken >> i & 1) == 0 && (best == INT_MAX || mine[i] > most)) {
+      best = lane + 32 * i;
+      most = mine[i];
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const int other = __shfl_xor_sync(~0u, best, step);
+    const float value = __shfl_xor_sync(~0u, most, step);
+    // What is no number is never larger, so some expert is chosen in any case.
+    const bool better = best == INT_MAX || value > most || (value == most && other < best);
+    if (other != INT_MAX && better) {
+      best = other;
+      most = value;
+    }
+  }
+  best = __shfl_sync(~0u, best, 0);
+  *logit = __shfl_sync(~0u, most, 0);
+  if (best % 32 == lane) taken |= 1u << best / 32;
+  return best;
+}
+
 // One warp: the k experts by falling logit (the lower number wins a tie) and their weights. forced: lane i's
 // is the expert of rank i, if they are forced.
 __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int forced, int lane) {
-  constexpr int each = kMostDecodeExperts / 32;  // a lane has experts lane, lane + 32, ...
-  float mine[each], most = -INFINITY;
+  float mine[kLogitsOfLane], most = -INFINITY;
   unsigned taken = 0;
 #pragma unroll
-  for (int i = 0; i < each; ++i) {
+  for (int i = 0; i < kLogitsOfLane; ++i) {
     const int expert = lane + 32 * i;
     mine[i] = expert < r.experts ? scratch.logits[expert] : 0;
     if (expert >= r.experts) {
@@ -81,27 +111,7 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
       best = __shfl_sync(~0u, forced, rank);
       logit = scratch.logits[best];
     } else {
-#pragma unroll
-      for (int i = 0; i < each; ++i) {
-        if ((taken >> i & 1) == 0 && (best == INT_MAX || mine[i] > logit)) {
-          best = lane + 32 * i;
-          logit = mine[i];
-        }
-      }
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) {
-        const int other = __shfl_xor_sync(~0u, best, step);
-        const float value = __shfl_xor_sync(~0u, logit, step);
-        // What is no number is never larger, so some expert is chosen in any case.
-        const bool better = best == INT_MAX || value > logit || (value == logit && other < best);
-        if (other != INT_MAX && better) {
-          best = other;
-          logit = value;
-        }
-      }
-      best = __shfl_sync(~0u, best, 0);
-      logit = __shfl_sync(~0u, logit, 0);
-      if (best % 32 == lane) taken |= 1u << best / 32;
+      best = take_best(mine, taken, lane, &logit);
     }
     // Never exactly 0, which would mean: not chosen.
     const float weight =
@@ -183,6 +193,56 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
     }
   }
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
+}
+
+// Whole block: what the coming layer's router makes of the residual stream, for the CPU. Nothing on the
+// device waits for it. The norm's factor would not change who is best.
+template <int Warps>
+__device__ void guess_next(const DecodeRouter& r, std::byte* memory) {
+  auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int quads = static_cast<int>(r.hidden / 4);
+  const auto* const norm = static_cast<const uint2*>(r.guess.norm);
+  const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  if (r.guess.forced == nullptr) {
+    for (int expert = warp; expert < r.experts; expert += Warps) {
+      const auto* const row =
+          static_cast<const uint2*>(r.guess.weight) + static_cast<int64_t>(expert) * quads;
+      float dot = 0;
+      for (int i = lane; i < quads; i += 32) {
+        const float4 v = __ldcg(residual + i), n = bf16x4(norm[i]), w = bf16x4(row[i]);
+        dot += v.x * n.x * w.x + v.y * n.y * w.y + v.z * n.z * w.z + v.w * n.w * w.w;
+      }
+      dot = warp_sum(dot);
+      if (lane == 0) scratch.logits[expert] = dot;
+    }
+    __syncthreads();
+  }
+  if (warp != 0) return;
+  int mine = 0;  // lane i: of rank i
+  if (r.guess.forced != nullptr) {
+    if (lane < r.k) mine = __ldcg(r.guess.forced + lane);
+  } else {
+    float logits[kLogitsOfLane], logit;
+    unsigned taken = 0;
+#pragma unroll
+    for (int i = 0; i < kLogitsOfLane; ++i) {
+      const int expert = lane + 32 * i;
+      logits[i] = expert < r.experts ? scratch.logits[expert] : 0;
+      if (expert >= r.experts) taken |= 1u << i;
+    }
+    for (int rank = 0; rank < r.k; ++rank) {
+      const int best = take_best(logits, taken, lane, &logit);
+      if (lane == rank) mine = best;
+    }
+  }
+  if (__any_sync(~0u, mine < 0)) return;
+  if (lane < r.k) r.guess.experts[lane] = mine;
+  __threadfence_system();
+  __syncwarp();
+  if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.guess.posted) = *r.step;
 }
 
 // Block `block` of `blocks`, of Warps warps. Sets *lists to 1 when the lists and weights are there.

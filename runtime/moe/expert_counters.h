@@ -11,14 +11,16 @@ struct ExpertCounters {
   uint64_t slices_prefetched = 0;  // were arriving or had arrived ahead of their layer
   uint64_t slices_missed = 0;      // were asked for by their layer
   uint64_t evictions = 0;
-  uint64_t demand_bytes = 0;           // copied, or read by the device from host memory, because a layer needed them
-  uint64_t cpu_bytes = 0;              // computed by the CPU instead
-  uint64_t prefetch_bytes = 0;         // copied on a guess
+  uint64_t demand_bytes = 0;    // copied, or read by the device from host memory, because a layer needed them
+  uint64_t cpu_bytes = 0;       // computed by the CPU instead
+  uint64_t prefetch_bytes = 0;  // copied on a guess
   uint64_t prefetch_wasted_bytes = 0;  // copied ahead, on a guess or while streaming, and not needed
   uint64_t demand_busy_bytes = 0;      // moved in demand_busy_s
   double demand_busy_s = 0;            // with a demand copy outstanding, or the device reading host memory
   double stall_s = 0;                  // the device waited for slices, or for the CPU's part of them
   double cpu_busy_s = 0;               // the CPU's workers had cpu_bytes to compute
+  uint64_t cpu_layers = 0;  // of which the CPU's workers had something to compute, decoding one sequence
+  uint64_t cpu_layers_expected = 0;  // of these, whose experts were known before, so that it was read ahead
 
   double hit_rate() const {
     return slices_used == 0 ? 1.0 : static_cast<double>(slices_resident) / static_cast<double>(slices_used);
@@ -44,6 +46,8 @@ struct ExpertCounters {
     d.demand_busy_s -= before.demand_busy_s;
     d.stall_s -= before.stall_s;
     d.cpu_busy_s -= before.cpu_busy_s;
+    d.cpu_layers -= before.cpu_layers;
+    d.cpu_layers_expected -= before.cpu_layers_expected;
     return d;
   }
 };

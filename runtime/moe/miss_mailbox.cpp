@@ -24,7 +24,7 @@ uint64_t scale_bytes(const MissMailboxShape& shape) {
   return aligned(shape.tokens * 4);
 }
 uint64_t slot_bytes(const MissMailboxShape& shape) {
-  return 2 * kAlignment + 2 * row_bytes(shape) + scale_bytes(shape) + 2 * choice_bytes(shape);
+  return 3 * kAlignment + 2 * row_bytes(shape) + scale_bytes(shape) + 3 * choice_bytes(shape);
 }
 
 }  // namespace
@@ -50,7 +50,7 @@ MissMailbox::MissMailbox(std::byte* memory, const MissMailboxShape& shape) : mem
   assert(reinterpret_cast<uintptr_t>(memory) % kAlignment == 0);
   for (int layer = 0; layer < shape.layers; ++layer) {
     const MissSlot at = slot(layer);
-    *at.posted = *at.done = 0;
+    *at.posted = *at.guessed = *at.done = 0;
     *at.tokens = 0;
   }
 }
@@ -66,6 +66,8 @@ MissSlot MissMailbox::slot(int layer) const {
   slot.posted = reinterpret_cast<uint32_t*>(take(kAlignment));
   slot.tokens = reinterpret_cast<int32_t*>(slot.posted + 1);
   slot.done = reinterpret_cast<uint32_t*>(take(kAlignment));
+  slot.guessed = reinterpret_cast<uint32_t*>(take(kAlignment));
+  slot.expected = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
   slot.experts = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
   slot.weights = reinterpret_cast<float*>(take(choice_bytes(shape_)));
   slot.scales = reinterpret_cast<float*>(take(scale_bytes(shape_)));
@@ -81,6 +83,15 @@ uint32_t MissMailbox::posted(int layer) const {
 MissPost MissMailbox::read(int layer) const {
   const MissSlot at = slot(layer);
   return {posted(layer), *at.tokens, at.x, at.scales, at.experts, at.weights};
+}
+
+uint32_t MissMailbox::guessed(int layer) const {
+  return std::atomic_ref(*slot(layer).guessed).load(std::memory_order_acquire);
+}
+
+MissPost MissMailbox::read_expected(int layer) const {
+  const MissSlot at = slot(layer);
+  return {guessed(layer), *at.tokens, nullptr, nullptr, at.expected, nullptr};
 }
 
 uint32_t MissMailbox::done(int layer) const {

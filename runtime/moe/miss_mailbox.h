@@ -6,6 +6,9 @@
 // step's number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1,
 // layers are posted in order, and a slot is written again only when its last step is done. Accessors of the
 // control words are thread-safe.
+//
+// The device may also tell what it expects a layer to choose: it writes expected, then after a fence guessed
+// = the step's number, before the layer is posted and while one before it is under way.
 #pragma once
 
 #include <cstddef>
@@ -28,15 +31,17 @@ struct MissMailboxShape {
 struct MissSlot {
   uint32_t* posted = nullptr;
   int32_t* tokens = nullptr;
-  float* x = nullptr;          // [tokens, hidden], not scaled by the routing's weight
-  float* scales = nullptr;     // [tokens]: x times this is the experts' input
-  int32_t* experts = nullptr;  // [tokens, experts_per_token]
-  float* weights = nullptr;    // [tokens, experts_per_token]
+  uint32_t* guessed = nullptr;
+  int32_t* expected = nullptr;  // [tokens, experts_per_token]
+  float* x = nullptr;           // [tokens, hidden], not scaled by the routing's weight
+  float* scales = nullptr;      // [tokens]: x times this is the experts' input
+  int32_t* experts = nullptr;   // [tokens, experts_per_token]
+  float* weights = nullptr;     // [tokens, experts_per_token]
   uint32_t* done = nullptr;
   float* result = nullptr;  // [tokens, hidden]
 };
 
-// What the device has posted.
+// What the device has posted, or expects to.
 struct MissPost {
   uint32_t step = 0;
   int64_t tokens = 0;
@@ -44,6 +49,8 @@ struct MissPost {
   const float* scales = nullptr;
   const int32_t* experts = nullptr;
   const float* weights = nullptr;
+
+  bool is_expected() const { return weights == nullptr; }
 };
 
 class MissMailbox {
@@ -59,6 +66,9 @@ class MissMailbox {
   // For the CPU. After posted() has shown a step, read() shows what belongs to it.
   uint32_t posted(int layer) const;
   MissPost read(int layer) const;
+  // Likewise; of an expected post step, tokens and experts are known.
+  uint32_t guessed(int layer) const;
+  MissPost read_expected(int layer) const;
   void publish_done(int layer, uint32_t step) const;
   uint32_t done(int layer) const;
 

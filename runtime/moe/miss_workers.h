@@ -13,8 +13,8 @@ namespace lighter {
 
 // What workers look up while they serve steps. All of it changes only between steps.
 struct MissWork {
-  // Where workers that copy bring missed slices, those of a layer one after another, and what they write after
-  // each; see Arrivals in runtime/kernels/decode.h.
+  // Where workers that copy bring missed slices, those of a layer one after another, and what they write
+  // after each; see Arrivals in runtime/kernels/decode.h.
   struct Arrivals {
     std::byte* slots = nullptr;   // device
     uint32_t* arrived = nullptr;  // device, one for each slot
@@ -29,8 +29,10 @@ struct MissWork {
 };
 
 struct MissWorkersCounters {
-  uint64_t bytes = 0;  // of weights
-  double busy_s = 0;   // from a post until its result was there
+  uint64_t bytes = 0;            // of weights
+  double busy_s = 0;             // from a post until its result was there
+  uint64_t layers = 0;           // that had misses for them
+  uint64_t layers_expected = 0;  // of these, with the experts that were expected
 };
 
 // When the workers had a layer's misses: steady_clock, nanoseconds.

@@ -1,6 +1,8 @@
 // Software prefetch of the weights that one thread will read, a constant distance ahead, also over the ends
 // of rows, matrices and slices, where the processor's own prefetcher starts anew. The kernels ask for a line
-// for each line that they use. Not thread-safe; the ranges belong to the caller and outlive the stream.
+// for each line that they use; after a head start only for about every second one, until that is used up,
+// since else they would compute no faster than memory delivers what comes after. Not thread-safe; the ranges
+// belong to the caller and outlive the stream.
 #pragma once
 
 #include <cstdint>
@@ -33,14 +35,16 @@ class PrefetchStream {
   PrefetchStream(const PrefetchRange* begin, const PrefetchRange* end) : next_(begin), last_(end) {}
   explicit PrefetchStream(PrefetchSource& source) : source_(&source) {}
 
-  // One more line.
-  void ask() {
-    if (at_ >= row_end_ && !advance()) return;
-    __builtin_prefetch(at_, 0, 2);
-    at_ += 64;
-  }
   void ask_bytes(int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) ask();
+    for (int64_t i = 0; i < bytes; i += 64) ask_line();
+  }
+  // So many bytes have been asked for beyond the usual distance.
+  void set_head_start(int64_t bytes) { head_start_ = bytes; }
+
+  // A line of weights is used.
+  void ask() {
+    if (__builtin_expect(head_start_ > 0, 0) && spends(64)) return;
+    ask_line();
   }
 
   // Takes the lines of up to `steps` steps, each of `lines` lines, that lie one after the other: the caller
@@ -48,6 +52,7 @@ class PrefetchStream {
   // row, this asks for the step's lines itself; then, and if there are none left, it returns `known`, which
   // may be asked for again.
   const uint8_t* take_steps(int64_t lines, int64_t& steps, const uint8_t* known) {
+    if (__builtin_expect(head_start_ > 0, 0) && spends(64 * lines * steps)) return known;
     const int64_t there = (row_end_ - at_) / (64 * lines);
     if (__builtin_expect(there <= 0, 0)) {
       if (ended_) return known;
@@ -63,6 +68,16 @@ class PrefetchStream {
 
  private:
   bool advance();
+  void ask_line() {
+    if (at_ >= row_end_ && !advance()) return;
+    __builtin_prefetch(at_, 0, 2);
+    at_ += 64;
+  }
+  bool spends(int64_t bytes) {
+    spends_ = !spends_;
+    if (spends_) head_start_ -= bytes;
+    return spends_;
+  }
 
   const uint8_t* at_ = nullptr;
   const uint8_t* row_end_ = nullptr;
@@ -73,6 +88,8 @@ class PrefetchStream {
   const PrefetchRange* next_ = nullptr;
   const PrefetchRange* last_ = nullptr;
   PrefetchSource* source_ = nullptr;
+  int64_t head_start_ = 0;
+  bool spends_ = false;
   bool ended_ = false;
 };
 

@@ -346,6 +346,11 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
   int* const post_experts = device_zeros<int>(k);
   float* const post_weights = device_zeros<float>(k);
   unsigned* const posted = device_zeros<unsigned>(1);
+  const Matrix next_router = random_matrix(WeightFormat::bf16, experts, hidden);
+  const auto next_norm = norm_weight(hidden);
+  int* const guessed_experts = device_zeros<int>(k);
+  unsigned* const guessed = device_zeros<unsigned>(1);
+  r.guess = {to_device(next_router.weights), to_device(next_norm), nullptr, guessed_experts, guessed};
   for (int round = 0; round < 2; ++round) {  // the second shows that the first left the counters as they were
     check(cudaMemcpy(out, residual.data(), hidden * 4, cudaMemcpyHostToDevice));
     g.router = &r;
@@ -380,11 +385,15 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
   }
 
   const auto x = normed(residual, weight, 1e-5);
-  std::vector<double> exact(x.begin(), x.end());
-  const auto logits = times(router, experts, hidden, exact);
-  std::vector<int> order(experts);
-  for (int i = 0; i < experts; ++i) order[i] = i;
-  std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+  // The experts by falling logit.
+  const auto ordered = [&](const std::vector<double>& logits) {
+    std::vector<int> order(experts);
+    for (int i = 0; i < experts; ++i) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    return order;
+  };
+  const auto logits = times(router, experts, hidden, {x.begin(), x.end()});
+  const std::vector<int> order = ordered(logits);
   std::vector<double> weights(experts);
   double total = 0;
   for (int i = 0; i < k; ++i) total += weights[order[i]] = std::exp(logits[order[i]] - logits[order[0]]);
@@ -421,6 +430,13 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
     const auto experts_posted = to_host(post_experts, k);
     failures += !std::equal(experts_posted.begin(), experts_posted.end(), order.begin());
     failures += to_host(posted, 1)[0] != step_number;
+    const auto next_x = normed(residual, next_norm, 1e-5);
+    const auto wanted_guess = ordered(times(next_router, experts, hidden, {next_x.begin(), next_x.end()}));
+    const auto guess = to_host(guessed_experts, k);
+    const bool right =
+        std::equal(guess.begin(), guess.end(), wanted_guess.begin()) && to_host(guessed, 1)[0] == step_number;
+    if (!right) std::printf("FAILED: what is guessed of the next layer\n");
+    failures += !right;
     const LayerTimes at = to_host(taken, 1)[0];
     const bool in_order = at.routed > 0 && at.host_hidden > at.routed &&
                           at.host_down_begun >= at.host_hidden && at.host_down > at.host_down_begun &&

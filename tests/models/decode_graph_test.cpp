@@ -2,7 +2,9 @@
 // CUDA graph; on the CPU the same promises are kept eagerly.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +26,36 @@ class DeadWorkers : public MissWorkers {
   void stop() override { throw DeviceError("worker 3 failed: out of luck"); }
   MissWorkersCounters counters() const override { return {}; }
   std::vector<MissSpan> latest_spans() const override { return {}; }
+};
+
+// Counts, in steps of one token, the layers whose experts were guessed at the layer with experts before it.
+class RightGuesses : public models::RoutingObserver {
+ public:
+  int right = 0;
+
+  const std::vector<int>& guess_depths() const override { return depths_; }
+  void routed(int moe_layer, const Step& step, const at::Tensor&, const at::Tensor& experts) override {
+    const auto expected = expected_.find(moe_layer);
+    const auto chosen = sorted(experts);
+    if (step.tokens.size() == 1 && expected != expected_.end()) {
+      right += sorted(std::get<1>(expected->second.topk(static_cast<int64_t>(chosen.size()), -1))) == chosen;
+    }
+    expected_.clear();  // of a layer farther away, too
+  }
+  void guessed(int moe_layer, int, const at::Tensor& logits) override {
+    if (logits.size(0) == 1) expected_[moe_layer] = logits.to(at::kFloat);
+  }
+
+ private:
+  static std::vector<int64_t> sorted(const at::Tensor& experts) {
+    const at::Tensor row = experts.cpu().to(at::kLong).contiguous();
+    std::vector<int64_t> ids(row.const_data_ptr<int64_t>(), row.const_data_ptr<int64_t>() + row.numel());
+    std::sort(ids.begin(), ids.end());
+    return ids;
+  }
+
+  const std::vector<int> depths_ = {1, 2};
+  std::map<int, at::Tensor> expected_;
 };
 
 // What the graph's kernels take: rows of 1024 values, heads of 64.
@@ -103,6 +135,47 @@ TEST_CASE("single tokens get the logits of eager decoding, too, where the kernel
     return std::vector<float>(all.begin() + 1018 * checkpoint.spec.vocab, all.end());
   };
   CHECK(relative_error(logits(DecodeMode::graph), logits(DecodeMode::eager)) < 0.03);
+}
+
+TEST_CASE(
+    "the CPU's workers read ahead where the eager predictor would have been right about the next layer") {
+  if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
+  constexpr int64_t kPrompt = 12;
+  for (const std::string name : {"llama4_maverick", "mixtral"}) {
+    CAPTURE(name);
+    const SmallCheckpoint checkpoint(name, kDecodable);
+    const auto ids = some_ids(checkpoint.spec.vocab);
+    Config config = checkpoint.config(DType::bf16);
+    config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
+    config.memory.host_budget_bytes = uint64_t{512} << 20;
+    set_format(config, SliceEncoding::int8);
+    config.offload.resident = 0.5;
+    config.offload.miss = Miss::cpu;
+    config.offload.policy = Policy::static_;
+    ExpertCounters counters;
+    const auto logits = [&](bool prefetch) {
+      config.offload.prefetch = {.enabled = prefetch, .depth = 1};
+      config.decode = DecodeMode::graph;
+      LoadedModel model(config);
+      const auto result = model.mixed_logits(ids, kPrompt, kPrompt);
+      counters = model.session.counters();
+      return result;
+    };
+    const auto plain = logits(false);
+    const auto decoded = static_cast<int64_t>(ids.size()) - kPrompt;
+    CHECK(counters.cpu_layers == static_cast<uint64_t>(decoded * checkpoint.spec.moe_layers()));
+    CHECK(counters.cpu_layers_expected == 0);
+    CHECK(relative_error(logits(true), plain) < 0.02);
+    const auto right = static_cast<double>(counters.cpu_layers_expected);
+    config.decode = DecodeMode::eager;
+    LoadedModel eager(config);
+    RightGuesses guesses;
+    eager.session.decoder().observe(&guesses);
+    eager.mixed_logits(ids, kPrompt, kPrompt);
+    MESSAGE(right, " of ", counters.cpu_layers, ", eagerly ", guesses.right);
+    CHECK(guesses.right > 0);
+    CHECK(right == doctest::Approx(guesses.right).epsilon(0.1));  // they round in different ways
+  }
 }
 
 TEST_CASE("greedy steps give the same tokens whether or not the next one is enqueued before they end") {

@@ -30,9 +30,7 @@ Config golden_config(const std::string& name, DType dtype) {
 }
 
 LoadedModel::LoadedModel(const Config& config, models::RoutingSchedule schedule)
-    : model(cli::prepare(config)),
-      session(
-          config, model, [](auto&&...) {}, std::move(schedule)) {}
+    : model(cli::prepare(config)), session(config, model, [](auto&&...) {}, {std::move(schedule), {}}) {}
 
 std::vector<float> LoadedModel::logits(const std::vector<int64_t>& ids, int64_t chunk) {
   std::vector<float> all;
@@ -51,7 +49,8 @@ std::vector<float> LoadedModel::logits(const std::vector<int64_t>& ids, int64_t 
   return all;
 }
 
-std::vector<float> LoadedModel::mixed_logits(const std::vector<int64_t>& ids, int64_t prefill, int64_t chunk) {
+std::vector<float> LoadedModel::mixed_logits(const std::vector<int64_t>& ids, int64_t prefill,
+                                             int64_t chunk) {
   std::vector<float> all = logits({ids.begin(), ids.begin() + prefill}, chunk);
   for (auto i = static_cast<size_t>(prefill); i < ids.size(); ++i) {
     Step step;

@@ -93,6 +93,13 @@ class FakeGpu {
     *slot.tokens = static_cast<int32_t>(x.size() / kHidden);
     std::atomic_ref(*slot.posted).store(step, std::memory_order_release);
   }
+  // What the layer is expected to be posted.
+  void guess(int layer, uint32_t step, const std::vector<int>& experts) {
+    const MissSlot slot = mailbox_.slot(layer);
+    std::copy(experts.begin(), experts.end(), slot.expected);
+    *slot.tokens = 1;
+    std::atomic_ref(*slot.guessed).store(step, std::memory_order_release);
+  }
   bool done(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
     const auto deadline = Clock::now() + patience;
     while (std::atomic_ref(*mailbox_.slot(layer).done).load(std::memory_order_acquire) != step) {
@@ -121,7 +128,7 @@ MakeCpuJobs jobs_of(const Model& model) {
     jobs.clear(model.kernel);
     for (int32_t token = 0; token < post.tokens; ++token) {
       if (post.experts[token] < 0) continue;
-      const TokenUse use{token, post.weights[token], 1};
+      const TokenUse use{token, post.is_expected() ? 1 : post.weights[token], 1};
       model.add(jobs, post.experts[token], {&use, 1});
     }
   };
@@ -367,6 +374,42 @@ TEST_CASE("a posted layer is computed and published, step after step") {
     CHECK(cpu.counters().layers == layers);
     CHECK(cpu.counters().busy_s > 0);
     CHECK(cpu.counters().waited_s < cpu.counters().busy_s);
+  }
+}
+
+TEST_CASE(
+    "what was expected of a layer, rightly or wrongly, in time or not, does not change what is computed") {
+  for (const auto encoding : kEncodings) {
+    const Model model(encoding, 3, 2, 7300);
+    const MissMailboxShape shape{4, 1, kHidden, 1};
+    FakeGpu gpu(shape);
+    CpuExperts cpu(with_threads(3)), batch(with_threads(1));
+    std::mt19937 random(8);
+    cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+    uint64_t right = 0;
+    int wrong = 0;
+    for (uint32_t step = 1; step < 120; ++step) {
+      for (int layer = 0; layer < shape.layers; ++layer) {
+        const auto x = normal(kHidden, 1, 7400 + step * 4 + layer);
+        const int expert = static_cast<int>(random() % 4) - 1;  // -1: nothing missing
+        const int expected = random() % 2 == 0 ? expert : static_cast<int>(random() % 4) - 1;
+        const int told = static_cast<int>(random() % 4);  // 0: not at all; 1: at once; else: some time before
+        if (told > 0) gpu.guess(layer, step, {expected});
+        if (told > 1) std::this_thread::sleep_for(std::chrono::microseconds(random() % 60));
+        gpu.post(layer, step, x, {expert}, 0.75f);
+        REQUIRE(gpu.done(layer, step));
+        CpuJobs jobs;
+        jobs.clear(model.kernel);
+        const TokenUse use{0, 0.75f, 1};
+        if (expert >= 0) model.add(jobs, expert, {&use, 1});
+        wrong += gpu.result(layer, x.size()) != computed(batch, jobs, x);
+        right += layer > 0 && told > 0 && expert >= 0 && expected == expert;
+      }
+    }
+    CHECK(wrong == 0);
+    cpu.stop_polling();
+    CHECK(right > 0);
+    CHECK(cpu.counters().layers_expected == right);
   }
 }
 

@@ -16,6 +16,22 @@ namespace lighter {
 
 namespace reference = slice_reference;
 
+TEST_CASE("after a head start a prefetch stream asks for every second line, until that is used up") {
+  const std::vector<uint8_t> row(6400);
+  const auto bytes = static_cast<int64_t>(row.size());
+  const PrefetchRange range{row.data(), bytes, bytes, 1, nullptr, nullptr, 0};
+  PrefetchStream stream(&range, &range + 1);
+  stream.ask_bytes(640);
+  stream.set_head_start(256);
+  std::vector<int64_t> taken;  // lines; -1: nothing new
+  for (int i = 0; i < 12; ++i) {
+    int64_t steps = 1;
+    const uint8_t* const from = stream.take_steps(1, steps, nullptr);
+    taken.push_back(from == nullptr ? -1 : (from - row.data()) / 64);
+  }
+  CHECK(taken == std::vector<int64_t>{-1, 10, -1, 11, -1, 12, -1, 13, 14, 15, 16, 17});
+}
+
 TEST_CASE("CPU kernels agree with the integer-faithful reference, for 1 to 17 tokens of several shapes") {
   struct Shape {
     int64_t hidden, width, tokens;
