@@ -1,7 +1,8 @@
 // How fast the CPU's experts read weights, beside what the machine's memory delivers. Needs no GPU: a thread
 // plays its part, posting Scout's 48 layers to the mailbox and waiting for each.
 //   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one] [KiB asked for ahead ...]
-// With several distances of prefetching, the rows that they matter for are printed for each.
+// Before, gate and up, and down, by themselves: one thread whose weights are in its cache, and all threads
+// from memory. With several distances of prefetching, the rows that they matter for are printed for each.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -147,6 +148,114 @@ void bench_batch(const std::string& what, CpuExperts& cpu, const SliceField& wei
   print_row(what, layer_us, bytes, best_rate);
 }
 
+// One half of an expert, of one slice after another, by a thread.
+class Half : public PrefetchSource {
+ public:
+  // cached: the same rows of one slice again and again, which stay in the second-level cache.
+  Half(const SliceField& weights, bool down, bool cached, int tokens, uint64_t first_slice)
+      : weights_(weights),
+        down_(down),
+        tokens_(tokens),
+        next_(first_slice),
+        prefetched_(first_slice),
+        step_(!cached) {
+    const auto& layout = weights.kernel().layout();
+    rows_ = down ? layout.hidden : layout.width;
+    if (cached) rows_ /= 8;
+    const auto x = random_values(tokens * layout.hidden);
+    weights.kernel().quantize_input(x.data(), tokens, input_);
+    weights.kernel().quantize_hidden(x.data(), tokens, hidden_);
+    out_.resize(static_cast<size_t>(tokens) * std::max(layout.hidden, layout.width));
+    ahead_ = PrefetchStream(*this);
+    ahead_.ask_bytes(weights.kernel().prefetch_distance(tokens, cpu_kernels::kPrefetchBytes));
+  }
+  // Of weights.
+  double bytes() const {
+    const auto& layout = weights_.kernel().layout();
+    return static_cast<double>(layout.bytes) * (down_ ? 1 : 2) / 3 * static_cast<double>(rows_) /
+           static_cast<double>(down_ ? layout.hidden : layout.width);
+  }
+  void run() {
+    const CpuSliceKernel& kernel = weights_.kernel();
+    const std::byte* const slice = weights_.slice(next_);
+    next_ += step_;
+    if (down_) {
+      kernel.down(slice, {0, kernel.layout().width}, {hidden_, nullptr, tokens_}, 0, rows_,
+                  {out_.data(), kernel.layout().hidden, nullptr, nullptr}, ahead_);
+    } else {
+      kernel.gate_up(slice, {input_, nullptr, tokens_}, 0, rows_, out_.data(), kernel.layout().width, ahead_);
+    }
+  }
+  std::span<const PrefetchRange> more() override {
+    const CpuSliceKernel& kernel = weights_.kernel();
+    const std::byte* const slice = weights_.slice(prefetched_);
+    prefetched_ += step_;
+    ranges_.clear();
+    if (down_) {
+      ranges_.push_back(kernel.down_range(slice, {0, kernel.layout().width}, 0, rows_));
+    } else {
+      kernel.add_gate_up_ranges(slice, 0, rows_, ranges_);
+    }
+    return ranges_;
+  }
+
+ private:
+  const SliceField& weights_;
+  const bool down_;
+  const int64_t tokens_;
+  int64_t rows_ = 0;
+  uint64_t next_, prefetched_, step_;
+  QuantizedActivations input_, hidden_;
+  std::vector<float> out_;
+  std::vector<PrefetchRange> ranges_;
+  PrefetchStream ahead_;
+};
+
+// The halves by themselves, without barriers: GB/s of all threads.
+double half_rate(const SliceField& weights, bool down, bool cached, int tokens, int threads) {
+  std::atomic<int> ready = 0;
+  std::vector<double> rates(threads);
+  std::vector<std::thread> all;
+  for (int i = 0; i < threads; ++i) {
+    all.emplace_back([&, i] {
+      Half half(weights, down, cached, tokens, weights.slices() * i / threads);
+      half.run();
+      for (++ready; ready < threads;) std::this_thread::yield();
+      const auto begin = Clock::now();
+      double bytes = 0;
+      while (seconds_since(begin) < kSecondsEach / 2) {
+        half.run();
+        bytes += half.bytes();
+      }
+      rates[i] = bytes / seconds_since(begin) * 1e-9;
+    });
+  }
+  double sum = 0;
+  for (int i = 0; i < threads; ++i) {
+    all[i].join();
+    sum += rates[i];
+  }
+  return sum;
+}
+
+void bench_halves(std::byte* memory, uint64_t bytes, int threads, double best_rate) {
+  std::printf("  %-38s %8s %8s %8s\n", "halves of an expert alone, GB/s", "a cache", "memory", "of read");
+  for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
+    const SliceField weights(memory, bytes, encoding, kHidden, 512);
+    for (const int tokens : {1, 4}) {
+      for (const bool down : {false, true}) {
+        const double cached = half_rate(weights, down, true, tokens, 1);
+        const double read = half_rate(weights, down, false, tokens, threads);
+        char what[64];
+        std::snprintf(what, sizeof what, "%s, %s, %d token%s", encoding_name(encoding).data(),
+                      down ? "down" : "gate and up", tokens, tokens > 1 ? "s" : "");
+        std::printf("  %-38s %8.1f %8.1f %6.0f %%\n", what, cached, read, 100 * read / best_rate);
+        std::fflush(stdout);
+      }
+    }
+  }
+}
+
 void bench_encoding(SliceEncoding encoding, CpuExperts& cpu, std::byte* memory, uint64_t bytes, bool all,
                     double best_rate) {
   const auto row = [&](const std::string& what) {
@@ -155,7 +264,8 @@ void bench_encoding(SliceEncoding encoding, CpuExperts& cpu, std::byte* memory, 
   for (const int64_t width : {256, 512}) {
     const SliceField weights(memory, bytes, encoding, kHidden, width);
     char size[32];
-    std::snprintf(size, sizeof size, "7-11 x %.1f MB", static_cast<double>(weights.kernel().layout().bytes) * 1e-6);
+    std::snprintf(size, sizeof size, "7-11 x %.1f MB",
+                  static_cast<double>(weights.kernel().layout().bytes) * 1e-6);
     bench_polling(row(std::string("decode, ") + size), cpu, weights, 1, 7, 11, best_rate);
   }
   const SliceField weights(memory, bytes, encoding, kHidden, 256);
@@ -195,8 +305,9 @@ int main(int count, char** arguments) {
   std::printf("plain reading, GB/s:  1 thread: %.1f  %d: %.1f  %d (the 100 %% below): %.1f\n",
               read_rate(memory.get(), bytes, 1), cores, read_rate(memory.get(), bytes, cores), threads,
               best_rate);
-  std::printf("  %-38s %7s %7s %8s %8s %8s\n", "layer", "us p50", "p99", "GB/s", "of read", "waiting");
   const bool all = distances.empty();
+  if (all) bench_halves(memory.get(), bytes, threads, best_rate);
+  std::printf("  %-38s %7s %7s %8s %8s %8s\n", "layer", "us p50", "p99", "GB/s", "of read", "waiting");
   if (all) distances.push_back(options.prefetch_bytes);
   for (const int64_t distance : distances) {
     options.prefetch_bytes = distance;

@@ -162,7 +162,7 @@ void CheckpointSource::read_packed_rows(const Weight& weight, SliceEncoding enco
   const std::string name = packed_name(weight);
   const PackedMatrix matrix = packed_form(stored_->weights, weight).matrix();
   const int64_t groups = matrix.columns / group_size(encoding);
-  const int64_t row_bytes = encoding == SliceEncoding::int8 ? matrix.columns : matrix.columns / 2;
+  const int64_t row_bytes = value_bytes(encoding, matrix.columns);
   const auto read = [&](uint64_t at, int64_t row, void* into) {
     checkpoint_.read_bytes(name, at + static_cast<uint64_t>(first * row), static_cast<uint64_t>(count * row),
                            into);

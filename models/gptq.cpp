@@ -37,23 +37,23 @@ constexpr double kDamping = 0.01;
 
 // U, upper triangular in fp32, for which transpose(U) U = inverse(H). With J that turns the order of columns
 // around, J H J = L transpose(L), so that U is the inverse of J L J.
-at::Tensor inverse_factor(const at::Tensor& moments) {
+at::Tensor inverse_factor(const at::Tensor& moments, const std::string& name) {
   at::Tensor h = moments.clone();
   at::Tensor diagonal = h.diagonal();
   const at::Tensor dead = diagonal.eq(0);
   const int64_t alive = diagonal.numel() - dead.sum().item<int64_t>();
   const double mean = alive == 0 ? 1.0 : diagonal.sum().item<double>() / static_cast<double>(alive);
   if (!std::isfinite(mean)) {
-    throw DeviceError(
-        "what the model makes of the text is not finite; the weights may be damaged, or bf16 too narrow for "
-        "them "
-        "(try model.dtype: fp32)");
+    throw DeviceError(name +
+                      ": what the model makes of the text before it is not finite; the weights may be "
+                      "damaged, or bf16 too narrow "
+                      "for them (try model.dtype: fp32)");
   }
   diagonal.masked_fill_(dead, mean);
   diagonal.add_(kDamping * mean);
   const auto [lower, info] = at::linalg_cholesky_ex(h.flip({0, 1}));
   if (info.item<int>() != 0) {
-    throw DeviceError("the inputs' second moments cannot be factorised (column " +
+    throw DeviceError(name + ": the inputs' second moments cannot be factorised (column " +
                       std::to_string(info.item<int>()) + ")");
   }
   const at::Tensor turned = lower.flip({0, 1});
@@ -92,7 +92,7 @@ struct Place {
 };
 Place place_of(PackedRows& rows, int64_t row, int64_t group) {
   const int64_t number = row * rows.form.columns / group_size(rows.encoding) + group;
-  const int64_t q_bytes = rows.encoding == SliceEncoding::int4 ? kGroup / 2 : group_size(rows.encoding);
+  const int64_t q_bytes = value_bytes(rows.encoding, group_size(rows.encoding));
   std::byte* data = rows.bytes.data();
   return {reinterpret_cast<uint8_t*>(data + rows.form.values_at) + number * q_bytes,
           reinterpret_cast<uint16_t*>(data + rows.form.scales_at) + number,
@@ -141,7 +141,7 @@ PackedRows quantize_matrix(SliceEncoding encoding, const at::Tensor& weight, con
   const int64_t rows = weight.size(0), columns = weight.size(1);
   PackedRows result{encoding, packed_matrix_layout(encoding, rows, columns), {}};
   result.bytes.resize(packed_matrix_bytes(encoding, rows, columns));
-  const at::Tensor factor = encoding == SliceEncoding::int4 ? inverse_factor(moments) : at::Tensor();
+  const at::Tensor factor = encoding == SliceEncoding::int4 ? inverse_factor(moments, name) : at::Tensor();
   for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, rows - first);
     if (encoding == SliceEncoding::int4) {

@@ -20,13 +20,20 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 4096;  // of activations
 
-// body(rows of x) for some rows after others, put together again.
+// Calls body(rows of x) for some rows after others; once if there are none.
+template <typename Body>
+void for_rows(const at::Tensor& x, const Body& body) {
+  int64_t first = 0;
+  do {
+    body(x.narrow(0, first, std::min(kRowsAtOnce, x.size(0) - first)));
+    first += kRowsAtOnce;
+  } while (first < x.size(0));
+}
+// What it returns, put together again.
 template <typename Body>
 at::Tensor by_rows(const at::Tensor& x, const Body& body) {
   std::vector<at::Tensor> parts;
-  for (int64_t first = 0; first < x.size(0); first += kRowsAtOnce) {
-    parts.push_back(body(x.narrow(0, first, std::min(kRowsAtOnce, x.size(0) - first))));
-  }
+  for_rows(x, [&](const at::Tensor& rows) { parts.push_back(body(rows)); });
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
@@ -49,17 +56,15 @@ struct RowPart {
 };
 void copy_row_part(const PackedRows& from, const RowPart& part, const PackedMatrix& to, int64_t to_row,
                    std::byte* slice) {
-  const int64_t group = group_size(from.encoding);
-  const int64_t bits = from.encoding == SliceEncoding::int4 ? 4 : 8;
-  const auto copy = [&](uint64_t from_at, uint64_t to_at, int64_t numerator, int64_t denominator) {
-    const auto bytes = [&](int64_t values) { return values * numerator / denominator; };
+  const auto copy = [&](uint64_t from_at, uint64_t to_at, const auto& bytes) {
     std::memcpy(slice + to_at + bytes(to_row * to.columns),
                 from.bytes.data() + from_at + bytes(part.row * from.form.columns + part.first),
                 bytes(part.columns));
   };
-  copy(from.form.values_at, to.values_at, bits, 8);
-  copy(from.form.scales_at, to.scales_at, 2, group);
-  if (from.encoding == SliceEncoding::int4) copy(from.form.minimums_at, to.minimums_at, 2, group);
+  const auto scale_bytes = [&](int64_t values) { return values / group_size(from.encoding) * 2; };
+  copy(from.form.values_at, to.values_at, [&](int64_t values) { return value_bytes(from.encoding, values); });
+  copy(from.form.scales_at, to.scales_at, scale_bytes);
+  if (from.encoding == SliceEncoding::int4) copy(from.form.minimums_at, to.minimums_at, scale_bytes);
 }
 
 // gate_up [2 · ffn, hidden] and down [hidden, ffn] as slices, one after the other.
@@ -125,12 +130,13 @@ const Weight& ModelQuantizer::find(WeightRole role, int layer) const {
   return *std::ranges::find_if(all_, [&](const Weight& w) { return w.role == role && w.layer == layer; });
 }
 
-void ModelQuantizer::done(uint64_t elements) {
-  done_bytes_ += elements * dtype_size(dtype_);
+void ModelQuantizer::done(uint64_t bytes) {
+  done_bytes_ += bytes;
   (*progress_)("quantizing", done_bytes_, total_bytes_);
 }
 
 at::Tensor ModelQuantizer::embed_texts(const std::vector<std::vector<int64_t>>& texts) const {
+  if (texts.empty()) return at::empty({0, spec_.hidden}, weights_.at(WeightRole::ffn_norm, 0).options());
   std::vector<at::Tensor> parts;
   for (const auto& ids : texts) parts.push_back(embed(weights_, spec_, ids, dtype_));
   return at::cat(parts);
@@ -138,6 +144,7 @@ at::Tensor ModelQuantizer::embed_texts(const std::vector<std::vector<int64_t>>& 
 
 at::Tensor ModelQuantizer::attend(int layer, const at::Tensor& normed,
                                   const std::vector<std::vector<int64_t>>& texts, int64_t chunk) {
+  if (texts.empty()) return at::empty({0, spec_.heads * spec_.head_dim}, normed.options());
   std::vector<at::Tensor> parts;
   int64_t before = 0;
   for (const auto& ids : texts) {
@@ -166,7 +173,7 @@ void ModelQuantizer::quantize(const Weight& weight, const at::Tensor& inputs) {
   const PackedRows packed = quantize_matrix(encoding, values, moments, weight.parts.front().name);
   writer_->put(weight, packed.bytes.data(), packed.bytes.size());
   dequantize_into(packed, values);
-  done(static_cast<uint64_t>(weight.elements()));
+  done(static_cast<uint64_t>(weight.elements()) * dtype_size(dtype_));
 }
 
 template <typename Put>
@@ -180,15 +187,13 @@ at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const at::Tensor& x, cons
     at::Tensor moments;
     if (calibrated) {
       moments = no_moments(ffn.down.size(1), x);
-      for (int64_t first = 0; first < x.size(0); first += kRowsAtOnce) {
-        add_moments(hidden_values(x.narrow(0, first, std::min(kRowsAtOnce, x.size(0) - first))), moments);
-      }
+      for_rows(x, [&](const at::Tensor& rows) { add_moments(hidden_values(rows), moments); });
     }
     const PackedRows down = quantize_matrix(ffn.encoding, ffn.down, moments, ffn.name + ", down");
     dequantize_into(down, ffn.down);
     const std::vector<std::byte> slices = slices_of(gate_up, down, ffn.slice_width);
     put(slices.data(), slices.size());
-    done(static_cast<uint64_t>(ffn.gate_up.numel() + ffn.down.numel()));
+    done(static_cast<uint64_t>(ffn.gate_up.numel() + ffn.down.numel()) * dtype_size(dtype_));
   }
   if (x.size(0) == 0) return at::empty_like(x);
   return by_rows(x, [&](const at::Tensor& rows) { return at::mm(hidden_values(rows), ffn.down.t()); });
@@ -210,6 +215,7 @@ at::Tensor ModelQuantizer::moe(int layer, const at::Tensor& x) {
   const Routing routing = route(spec_.router, logits, spec_.experts_per_token, {});
   at::Tensor out = spec_.shared_ffn > 0 ? dense(find(WeightRole::shared_gate_up, layer), x).to(at::kFloat)
                                         : at::zeros(x.sizes(), x.options().dtype(at::kFloat));
+  if (x.size(0) == 0 && formats_.experts == SliceEncoding::dense) return x;
   const int64_t hidden = spec_.hidden, ffn_width = spec_.expert_ffn;
   for (int expert = 0; expert < spec_.experts; ++expert) {
     std::byte* const room = expert_room_.data();
@@ -240,7 +246,8 @@ void ModelQuantizer::run(const std::vector<std::vector<int64_t>>& texts, int64_t
                          PackedFolderWriter& writer, const Progress& progress) {
   writer_ = &writer;
   progress_ = &progress;
-  done_bytes_ = total_bytes_ = 0;
+  done_bytes_ = 0;
+  total_bytes_ = writer.copied_bytes();
   experts_short_of_text_ = 0;
   for (const Weight& weight : all_) {
     if (formats_.weights.of(weight) == SliceEncoding::dense) continue;
@@ -265,11 +272,13 @@ void ModelQuantizer::run(const std::vector<std::vector<int64_t>>& texts, int64_t
     inputs = normed(x, WeightRole::ffn_norm, layer);
     x.add_(spec_.layers[layer].moe_layer >= 0 ? moe(layer, inputs)
                                               : dense(find(WeightRole::dense_gate_up, layer), inputs));
-    writer.end();
+    writer.end([&](uint64_t bytes) { done(bytes); });
   }
   writer.begin(-1);
-  quantize(find(WeightRole::head, -1), normed(x, WeightRole::final_norm, -1));
-  writer.end();
+  const Weight& head = find(WeightRole::head, -1);
+  if (formats_.weights.of(head) != SliceEncoding::dense)
+    quantize(head, normed(x, WeightRole::final_norm, -1));
+  writer.end([&](uint64_t bytes) { done(bytes); });
 }
 
 }  // namespace lighter::models

@@ -1,8 +1,8 @@
 // Quantizes a model with what a text does in it: layer by layer, each matrix is rounded so that its output on
 // that text changes least (models/gptq.h), and the layers behind it see what the rounded ones make of the
-// text. Beside the dense weights it holds the residual stream, one layer's inputs and outputs of all
-// tokens, one expert, and some fp64 squares of the widest matrix's columns. Weights are rounded from what
-// they are in dtype.
+// text. int8 is to the nearest, whatever the text. Beside the dense weights it holds the residual stream, one
+// layer's inputs and outputs of all tokens, one expert, and some fp64 squares of the widest matrix's columns.
+// Weights are rounded from what they are in dtype.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ class ModelQuantizer {
   ModelQuantizer(const ModelSpec& spec, const CheckpointSource& source, LoadedWeights& weights, KvCache& kv,
                  Device& device, DType dtype, const StoredFormats& formats, std::span<std::byte> expert_room);
 
-  // texts: token ids, each a sequence no longer than the context. chunk: tokens of a step. Progress in bytes
-  // of dtype. Throws what may go wrong in reading, writing and computing.
+  // texts: token ids, each a sequence no longer than the context; none are needed without int4, and then
+  // nothing is computed but the rounding. chunk: tokens of a step. Progress in bytes, of dtype where weights
+  // are rounded. Throws what may go wrong in reading, writing and computing.
   void run(const std::vector<std::vector<int64_t>>& texts, int64_t chunk, PackedFolderWriter& writer,
            const Progress& progress);
 
@@ -57,7 +58,7 @@ class ModelQuantizer {
   at::Tensor through_ffn(const Ffn& ffn, const at::Tensor& x, const Put& put);
   void quantize(const Weight& weight, const at::Tensor& inputs);
   const Weight& find(WeightRole role, int layer) const;
-  void done(uint64_t elements);
+  void done(uint64_t bytes);
 
   const ModelSpec& spec_;
   const CheckpointSource& source_;

@@ -61,7 +61,8 @@ PackedFolderWriter::PackedFolderWriter(const fs::path& dir, fs::path from, const
     }
   }
   if (!fs::create_directories(partial_, error)) {
-    throw ConfigError("the folder " + partial_.string() + " cannot be made: " + error.message());
+    throw ConfigError("the folder " + partial_.string() +
+                      " cannot be made: " + (error ? error.message() : "somebody else has just made it"));
   }
 }
 
@@ -92,6 +93,14 @@ void PackedFolderWriter::begin(int layer) {
   }
 }
 
+uint64_t PackedFolderWriter::copied_bytes() const {
+  uint64_t bytes = 0;
+  for (const FolderTensor& tensor : folder_tensors(spec_, &formats_)) {
+    if (!tensor.packed) bytes += source_.checkpoint().info(tensor.name).bytes;
+  }
+  return bytes;
+}
+
 void PackedFolderWriter::put(const Weight& weight, const std::byte* bytes, uint64_t count) {
   writer_->append(packed_name(weight), bytes, count);
 }
@@ -100,7 +109,7 @@ void PackedFolderWriter::put_expert(const std::byte* slices, uint64_t count) {
   writer_->append(packed_experts_name(layer_), slices, count);
 }
 
-void PackedFolderWriter::end() {
+void PackedFolderWriter::end(const std::function<void(uint64_t bytes)>& copied) {
   const auto buffer = std::make_unique_for_overwrite<std::byte[]>(kCopyBytes);
   for (const std::string& name : copies_) {
     const uint64_t bytes = source_.checkpoint().info(name).bytes;
@@ -108,6 +117,7 @@ void PackedFolderWriter::end() {
       const uint64_t count = std::min(kCopyBytes, bytes - first);
       source_.checkpoint().read_bytes(name, first, count, buffer.get());
       writer_->append(name, buffer.get(), count);
+      copied(count);
     }
   }
   writer_->finish();

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -29,12 +30,14 @@ class PackedFolderWriter {
   void begin(int layer);
   void put(const Weight& weight, const std::byte* bytes, uint64_t count);
   void put_expert(const std::byte* slices, uint64_t count);
-  // The layer's other weights, as they are stored.
-  void end();
+  // The layer's other weights, as they are stored; copied: told how many bytes more are, now and then.
+  void end(const std::function<void(uint64_t bytes)>& copied);
   // Index, settings and tokenizer. Every layer was put.
   void finish();
 
   uint64_t written_bytes() const { return written_bytes_; }
+  // Of all weights that are stored as they were.
+  uint64_t copied_bytes() const;
 
  private:
   const std::filesystem::path dir_, partial_, from_;

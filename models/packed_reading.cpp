@@ -43,7 +43,7 @@ void TensorSource::read_packed_rows(const Weight& weight, SliceEncoding encoding
                                     int64_t count, const PackedRowsTarget& to) const {
   const int64_t columns = weight.parts.front().columns;
   const int64_t groups = columns / group_size(encoding);
-  const int64_t row_bytes = encoding == SliceEncoding::int8 ? columns : columns / 2;
+  const int64_t row_bytes = value_bytes(encoding, columns);
   for_row_blocks(count, columns, [&](int64_t begin, int64_t end) {
     std::vector<float> values((end - begin) * columns);
     for (int64_t row = begin; row < end;) {

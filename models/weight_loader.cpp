@@ -61,7 +61,7 @@ class Filler {
   void fill_matrix(const Weight& weight, const PackedWeight& form, std::byte* to, bool staged) {
     const PackedMatrix matrix = form.matrix();
     const bool int4 = form.encoding == SliceEncoding::int4;
-    const int64_t row_bytes = int4 ? form.columns / 2 : form.columns;
+    const int64_t row_bytes = value_bytes(form.encoding, form.columns);
     const int64_t group_bytes =
         form.columns / group_size(form.encoding) * static_cast<int64_t>(sizeof(uint16_t));
     const int64_t all = row_bytes + (int4 ? 2 : 1) * group_bytes;

@@ -28,14 +28,10 @@ int64_t now_ns() {
   return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
 }
 
-int64_t packed_bytes(SliceEncoding encoding, int64_t values) {
-  return encoding == SliceEncoding::int4 ? values / 2 : values;
-}
-
 // In the units of CpuJobs::gate_up_work().
 WorkPieces gate_up_pieces(const CpuJobs& jobs, int workers) {
   const auto& layout = jobs.kernel().layout();
-  const int64_t row = 2 * packed_bytes(layout.encoding, layout.hidden);
+  const int64_t row = 2 * value_bytes(layout.encoding, layout.hidden);
   const int64_t least = jobs.most_uses() < cpu_kernels::kAmxTokens ? 1 : 2 * cpu_kernels::kRowBlock;
   const int64_t rows = std::max(least, kPieceBytes / row);
   return {jobs.gate_up_work(), rows * CpuJobs::kUnitsOfRow, workers};
@@ -46,7 +42,7 @@ WorkPieces down_pieces(const CpuJobs& jobs, int workers) {
   const auto& layout = jobs.kernel().layout();
   int64_t columns = 0;
   for (const auto& job : jobs.jobs()) columns += job.columns.count();
-  const int64_t block = std::max<int64_t>(1, kDownRows * packed_bytes(layout.encoding, columns));
+  const int64_t block = std::max<int64_t>(1, kDownRows * value_bytes(layout.encoding, columns));
   return {layout.hidden / kDownRows, std::max<int64_t>(1, kPieceBytes / block), workers};
 }
 

@@ -59,10 +59,13 @@ void add_quantize(CLI::App& app, lighter::cli::QuantizeOptions& options) {
       "quantize",
       "Writes a model's folder anew in the configuration's formats, rounded by what a text does in it");
   add_common(*command, options.common);
-  command->add_option("--text", options.text, "A text file of the kind that the model is for")->required();
+  auto* text =
+      command->add_option("--text", options.text,
+                          "A text file of the kind that the model is for; for int4, which is rounded by it");
   command->add_option("--out", options.out, "The folder to write")->required();
   command->add_option("--tokens", options.tokens, "Only so many tokens from the text's beginning")
-      ->check(CLI::Range(1ll, kManyTokens));
+      ->check(CLI::Range(1ll, kManyTokens))
+      ->needs(text);
 }
 
 void add_trace(CLI::App& app, lighter::cli::TraceOptions& options) {

@@ -2,6 +2,8 @@
 
 #include <tbb/global_control.h>
 
+#include <algorithm>
+
 #include "models/model_quantizer.h"
 #include "runtime/bytes.h"
 #include "runtime/cli/session.h"
@@ -48,12 +50,21 @@ Needs needs_of(const Config& config, const PreparedModel& model, int64_t tokens)
 void check_budget(const std::string& key, uint64_t needs, uint64_t budget, int64_t tokens,
                   const std::string& otherwise) {
   if (needs <= budget) return;
-  throw CapacityError("quantizing with " + std::to_string(tokens) + " tokens of text needs " +
-                      format_bytes(needs) + ", more than " + key + ", which is " + format_bytes(budget) +
-                      "; raise it" + otherwise);
+  const std::string text = tokens == 0 ? "" : " with " + std::to_string(tokens) + " tokens of text";
+  throw CapacityError("quantizing" + text + " needs " + format_bytes(needs) + ", more than " + key +
+                      ", which is " + format_bytes(budget) + "; raise it" + otherwise);
 }
 
 }  // namespace
+
+bool needs_text(const Config& config, const PreparedModel& model) {
+  const models::StoredFormats formats = formats_of(model, config);
+  const auto has_int4 = [](const std::vector<SliceEncoding>& of_layers) {
+    return std::ranges::find(of_layers, SliceEncoding::int4) != of_layers.end();
+  };
+  return formats.experts == SliceEncoding::int4 || formats.weights.head == SliceEncoding::int4 ||
+         has_int4(formats.weights.attention) || has_int4(formats.weights.shared);
+}
 
 QuantizeReport quantize(const Config& config, const PreparedModel& model,
                         const std::vector<std::vector<int64_t>>& texts, const std::filesystem::path& out,

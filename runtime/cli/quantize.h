@@ -16,9 +16,13 @@ struct QuantizeReport {
   int experts_short_of_text = 0;  // see ModelQuantizer; 0 where experts are not in int4
 };
 
-// texts: token ids, each a sequence no longer than memory.context. out: a folder that is not there yet; it
-// appears once it is whole. model: prepared from config. Needs the dense weights but the experts on the
-// device. Throws ConfigError, CapacityError, CheckpointError.
+// Whether anything will be in int4, which is rounded by a text. Throws ConfigError where nothing can be
+// quantized, or nothing is to be.
+bool needs_text(const Config& config, const PreparedModel& model);
+
+// texts: token ids, each a sequence no longer than memory.context; none where none are needed. out: a folder
+// that is not there yet; it appears once it is whole. model: prepared from config. Needs the dense weights
+// but the experts on the device. Throws ConfigError, CapacityError, CheckpointError.
 QuantizeReport quantize(const Config& config, const PreparedModel& model,
                         const std::vector<std::vector<int64_t>>& texts, const std::filesystem::path& out,
                         const Progress& progress);

@@ -8,6 +8,7 @@
 #include "runtime/cli/model_config.h"
 #include "runtime/cli/quantize.h"
 #include "runtime/cli/text_windows.h"
+#include "runtime/error.h"
 #include "runtime/units.h"
 
 namespace lighter::cli {
@@ -28,8 +29,15 @@ int quantize_command(const QuantizeOptions& options) {
   Config config = load_model_config(options.common.config, options.common.overrides);
   config.memory.sequences = 1;
   const PreparedModel model = prepare(config);
+  const bool by_text = needs_text(config, model);
+  if (by_text && options.text.empty()) {
+    throw ConfigError("int4 is rounded by what a text does in the model; give one with --text");
+  }
+  if (!by_text && !options.text.empty()) {
+    throw ConfigError("nothing is to be in int4, which alone is rounded by a text; leave --text out");
+  }
   const auto limit = options.tokens >= 0 ? std::optional<int64_t>(options.tokens) : std::nullopt;
-  const TextWindows text = load_text_windows(options.text, config, limit);
+  const TextWindows text = by_text ? load_text_windows(options.text, config, limit) : TextWindows();
   const auto begin = std::chrono::steady_clock::now();
   ProgressLine progress;
   const QuantizeReport report =
@@ -55,11 +63,13 @@ int quantize_command(const QuantizeOptions& options) {
                                          {"workspace_peak_bytes", report.workspace_peak_bytes}};
     std::printf("%s\n", json.dump(2).c_str());
   } else {
+    const std::string by =
+        by_text ? " by " + std::to_string(text.tokens) + " tokens of text" : " to the nearest";
     std::printf(
-        "%s: %s (%s before), rounded by %lld tokens of text, in %s\n"
+        "%s: %s (%s before), rounded%s, in %s\n"
         "To run it, set model.path to this folder, and no formats.\n",
         options.out.c_str(), format_bytes(report.bytes).c_str(), format_bytes(report.bytes_before).c_str(),
-        static_cast<long long>(text.tokens), format_seconds(seconds).c_str());
+        by.c_str(), format_seconds(seconds).c_str());
   }
   return 0;
 }

@@ -91,7 +91,7 @@ uint32_t MissMailbox::guessed(int layer) const {
 
 MissPost MissMailbox::read_expected(int layer) const {
   const MissSlot at = slot(layer);
-  return {guessed(layer), *at.tokens, nullptr, nullptr, at.expected, nullptr};
+  return {guessed(layer), 1, nullptr, nullptr, at.expected, nullptr};
 }
 
 uint32_t MissMailbox::done(int layer) const {

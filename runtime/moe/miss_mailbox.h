@@ -7,8 +7,8 @@
 // layers are posted in order, and a slot is written again only when its last step is done. Accessors of the
 // control words are thread-safe.
 //
-// The device may also tell what it expects a layer to choose: it writes expected, then after a fence guessed
-// = the step's number, before the layer is posted and while one before it is under way.
+// The device may also tell what it expects a layer to choose for a single token: it writes expected, then
+// after a fence guessed = the step's number, before the layer is posted and while one before it is under way.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,7 @@ struct MissSlot {
   uint32_t* posted = nullptr;
   int32_t* tokens = nullptr;
   uint32_t* guessed = nullptr;
-  int32_t* expected = nullptr;  // [tokens, experts_per_token]
+  int32_t* expected = nullptr;  // [experts_per_token]
   float* x = nullptr;           // [tokens, hidden], not scaled by the routing's weight
   float* scales = nullptr;      // [tokens]: x times this is the experts' input
   int32_t* experts = nullptr;   // [tokens, experts_per_token]
@@ -66,7 +66,7 @@ class MissMailbox {
   // For the CPU. After posted() has shown a step, read() shows what belongs to it.
   uint32_t posted(int layer) const;
   MissPost read(int layer) const;
-  // Likewise; of an expected post step, tokens and experts are known.
+  // Likewise; of an expected post, which has one token, step and experts are known.
   uint32_t guessed(int layer) const;
   MissPost read_expected(int layer) const;
   void publish_done(int layer, uint32_t step) const;

@@ -22,7 +22,7 @@ void cpu_matrix_product(SliceEncoding encoding, const PackedMatrix& matrix, cons
   const auto halves = [&](uint64_t at) { return reinterpret_cast<const uint16_t*>(data + at); };
   const cpu_kernels::Matrix weights{reinterpret_cast<const uint8_t*>(data + matrix.values_at),
                                     halves(matrix.scales_at), int4 ? halves(matrix.minimums_at) : nullptr,
-                                    matrix.columns / (int4 ? 2 : 1), groups};
+                                    value_bytes(encoding, matrix.columns), groups};
   scratch.assign(encoding, x, tokens, matrix.columns);
   const auto kernels = kernels_of(supported_cpu_paths().back());
   const auto kernel = int4 ? kernels.int4 : kernels.int8;

@@ -26,9 +26,10 @@ cpu_kernels::Matrix matrix_of(const PackedSliceLayout& layout, SliceMatrix which
   const auto halves = [&](uint64_t at) {
     return reinterpret_cast<const uint16_t*>(slice + at) + first_group;
   };
-  return {reinterpret_cast<const uint8_t*>(slice + matrix.values_at) + first_column / (int4 ? 2 : 1),
-          halves(matrix.scales_at), int4 ? halves(matrix.minimums_at) : nullptr,
-          matrix.columns / (int4 ? 2 : 1), matrix.columns / group_size(layout.encoding)};
+  return {
+      reinterpret_cast<const uint8_t*>(slice + matrix.values_at) + value_bytes(layout.encoding, first_column),
+      halves(matrix.scales_at), int4 ? halves(matrix.minimums_at) : nullptr,
+      value_bytes(layout.encoding, matrix.columns), matrix.columns / group_size(layout.encoding)};
 }
 
 // Rows [begin, end) of it, `bytes` of each.
@@ -241,7 +242,7 @@ PrefetchRange CpuSliceKernel::down_range(const std::byte* slice, SliceColumns co
 }
 
 int64_t CpuSliceKernel::prefetch_distance(int64_t tokens, int64_t beyond) const {
-  const int64_t row_bytes = layout_.hidden / (layout_.encoding == SliceEncoding::int4 ? 2 : 1);
+  const int64_t row_bytes = value_bytes(layout_.encoding, layout_.hidden);
   return cpu_kernels::prefetch_distance(kernels_, layout_.encoding, tokens, row_bytes, beyond);
 }
 

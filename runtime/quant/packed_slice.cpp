@@ -32,12 +32,11 @@ PackedSliceLayout packed_slice_layout(SliceEncoding encoding, int64_t hidden, in
   PackedSliceLayout layout{encoding, hidden, width, {}, 0};
   layout.matrices[0] = layout.matrices[1] = {width, hidden, 0, 0, 0};
   layout.matrices[2] = {hidden, width, 0, 0, 0};
-  const uint64_t weights = static_cast<uint64_t>(hidden) * static_cast<uint64_t>(width);  // of one matrix
-  const uint64_t value_bytes = encoding == SliceEncoding::int8 ? weights : weights / 2;
-  const uint64_t scale_bytes = weights / group_size(encoding) * sizeof(uint16_t);
+  const int64_t weights = hidden * width;  // of one matrix
+  const uint64_t scale_bytes = static_cast<uint64_t>(weights / group_size(encoding)) * sizeof(uint16_t);
   for (PackedMatrix& matrix : layout.matrices) {
     matrix.values_at = layout.bytes;
-    layout.bytes += value_bytes;
+    layout.bytes += static_cast<uint64_t>(value_bytes(encoding, weights));
   }
   for (PackedMatrix& matrix : layout.matrices) {
     matrix.scales_at = layout.bytes;
@@ -60,7 +59,8 @@ PackedMatrix packed_matrix_layout(SliceEncoding encoding, int64_t rows, int64_t 
   check(encoding, "matrices need a number of rows", rows, 16, int64_t{1} << 24, change);
   check(encoding, "matrices need a number of columns", columns, 128, kMaxPackedColumns, change);
   const uint64_t weights = static_cast<uint64_t>(rows) * static_cast<uint64_t>(columns);
-  PackedMatrix matrix{rows, columns, 0, encoding == SliceEncoding::int8 ? weights : weights / 2, 0};
+  const auto values = static_cast<uint64_t>(value_bytes(encoding, rows * columns));
+  PackedMatrix matrix{rows, columns, 0, values, 0};
   if (encoding == SliceEncoding::int4) {
     matrix.minimums_at = matrix.scales_at + weights / group_size(encoding) * sizeof(uint16_t);
   }

@@ -57,6 +57,11 @@ constexpr int64_t group_size(SliceEncoding encoding) {
   return encoding == SliceEncoding::int8 ? 128 : encoding == SliceEncoding::int4 ? 64 : 0;
 }
 
+// Of so many packed values, without scales and minima.
+constexpr int64_t value_bytes(SliceEncoding encoding, int64_t values) {
+  return encoding == SliceEncoding::int4 ? values / 2 : values;
+}
+
 // Where one matrix lies: byte offsets from the start of the slice, or of the matrix if it is one of its own.
 struct PackedMatrix {
   int64_t rows = 0;

@@ -37,9 +37,11 @@ refuses 2 'more than memory.host_budget' run "$demo" --set memory.host_budget=2M
 refuses 2 'made for 1024 positions' run "$demo" --set memory.context=2048
 refuses 2 'lists 1 ratios, but the model has 6 layers' run "$demo" --set 'offload.resident=[0.5]'
 refuses 2 'names layer 9' run "$demo" --set 'offload.pin=["9/*"]'
-refuses 2 '--text is required' quantize "$demo" --out "$scratch/q"
+refuses 2 'give one with --text' quantize "$demo" --set model.head=int4 --out "$scratch/q"
+refuses 2 'leave --text out' quantize "$demo" --set model.head=int8 --text "$demo" --out "$scratch/q"
+refuses 2 '--tokens requires --text' quantize "$demo" --set model.head=int8 --tokens 5 --out "$scratch/q"
 refuses 2 'nothing is to be quantized' quantize "$demo" --text "$2/models/tiny/calibration.txt" --out "$scratch/q"
-refuses 2 'have none' quantize "$2/configs/synthetic-scout.yaml" --set device=cpu --text "$demo" --out "$scratch/q"
+refuses 2 'drawn quantized' quantize "$2/configs/synthetic-scout.yaml" --set device=cpu --text "$demo" --out "$scratch/q"
 refuses 2 'more than memory.gpu_budget' quantize "$demo" --set model.experts=int4 --text "$2/models/tiny/calibration.txt" \
   --out "$scratch/q"
 refuses 2 'does not divide' run "$demo" --set offload.slice_width=100
@@ -136,6 +138,9 @@ refuses 2 'quantized already' quantize "$demo" "${room[@]}" --set model.path="$s
   --tokens 600 --out "$scratch/again"
 refuses 2 'holds int4; leave the formats out' run "$demo" --set model.path="$scratch/tiny-int4" --set model.experts=int8
 refuses 2 'holds slices of 256' run "$demo" --set model.path="$scratch/tiny-int4" --set offload.slice_width=128
+"$lighter" quantize "$demo" "${room[@]}" --set model.format=int8 --out "$scratch/tiny-int8" >"$scratch/out" 2>"$scratch/err" ||
+  fail "quantize to int8 failed: $(head -c 300 "$scratch/err")"
+grep -q 'rounded to the nearest' "$scratch/out" || fail "quantize does not say how it rounds: $(head -c 300 "$scratch/out")"
 truncate -s -1 "$scratch"/tiny-int4/model-00003-of-00007.safetensors
 refuses 2 'model-00003-of-00007' run "$demo" --set model.path="$scratch/tiny-int4"
 sed -i 's/"lighter"/"gptq"/' "$scratch/tiny-int4/config.json"

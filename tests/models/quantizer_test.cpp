@@ -98,7 +98,7 @@ TEST_CASE("inputs that are not finite are reported, and those that are always 0 
   models::add_moments(x, moments);
   CHECK(message_of<DeviceError>([&] {
           models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
-        }).find("not finite") != std::string::npos);
+        }).find("w: what the model makes of the text before it is not finite") != std::string::npos);
 }
 
 TEST_CASE("a folder written in int8 computes what quantizing while loading computes, bit for bit") {
@@ -113,7 +113,7 @@ TEST_CASE("a folder written in int8 computes what quantizing while loading compu
     set_format(config, SliceEncoding::int8);
     const models::testing::TempFolder scratch;
     const auto out = scratch.path() / "int8";
-    quantize_into(config, out);
+    cli::quantize(roomy(config), cli::prepare(roomy(config)), {}, out, kSilent);  // no text
     const auto ids = some_ids(checkpoint.spec.vocab);
     LoadedModel loading(config);
     const auto expected = mixed_logits(loading, ids);
@@ -219,6 +219,7 @@ TEST_CASE("quantizing stays within its planned workspace, and leaves nothing beh
   const auto report = cli::quantize(config, model, texts, out, kSilent);
   CHECK(report.workspace_peak_bytes <= report.workspace_bytes);
   CHECK(report.bytes < report.bytes_before / 2);
+  CHECK(cli::needs_text(config, model));
   CHECK(message_of<ConfigError>([&] {
           cli::quantize(config, model, texts, out, kSilent);
         }).find("is there already") != std::string::npos);
@@ -227,6 +228,17 @@ TEST_CASE("quantizing stays within its planned workspace, and leaves nothing beh
   const Progress interrupts = [&](const std::string& what, uint64_t, uint64_t) {
     if (what == "quantizing" && ++calls == 5) throw Interrupted();
   };
+  uint64_t last = 0, all = 0;
+  const Progress counts = [&](const std::string& what, uint64_t done, uint64_t total) {
+    if (what != "quantizing") return;
+    CHECK(done > last);
+    CHECK(done <= total);
+    last = done;
+    all = total;
+  };
+  cli::quantize(config, model, texts, scratch.path() / "counted", counts);
+  CHECK(last > 0);
+  CHECK(last == all);
   const auto other = scratch.path() / "other";
   CHECK_THROWS_AS(cli::quantize(config, model, texts, other, interrupts), Interrupted);
   CHECK_FALSE(std::filesystem::exists(other));
