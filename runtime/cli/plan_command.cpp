@@ -74,13 +74,12 @@ void print_text(const Config& config, const PreparedModel& model) {
                   model.why_miss.c_str());
     }
     if (plan.pager.prefetch && model.why_eager.empty()) {
-      const bool reads_ahead =
-          model.miss == OffloadConfig::Miss::split || model.miss == OffloadConfig::Miss::cpu;
       std::printf(
           "guessed experts are prefetched for prompts and batches; when one sequence is decoded, %s\n",
-          reads_ahead ? "the CPU reads ahead what it would compute of the next layer's guess (which the "
-                        "prediction leaves out)"
-                      : "a guess comes too late for a copy");
+          model.cpu_computes()
+              ? "the CPU reads ahead what it would compute of the next layer's guess (which the "
+                "prediction leaves out)"
+              : "a guess comes too late for a copy");
     }
   }
   if (plan.fits()) {
