@@ -7,13 +7,13 @@
 #include <chrono>
 #include <fstream>
 #include <iterator>
-#include <numeric>
 #include <random>
 #include <thread>
 
 #include "bench/requests.h"
 #include "bench/step_recorder.h"
 #include "offload/calibrate.h"
+#include "offload/replay.h"
 #include "offload/trace.h"
 #include "runtime/cli/calibration_file.h"
 #include "runtime/cli/model_config.h"
@@ -23,7 +23,6 @@
 #include "runtime/config/yaml_values.h"
 #include "runtime/device/host_memory.h"
 #include "runtime/error.h"
-#include "runtime/float_convert.h"
 
 namespace lighter::bench {
 namespace {
@@ -65,17 +64,6 @@ MissWay miss_way(const cli::PreparedModel& model, const Config& config) {
 
 constexpr int64_t kApart = 7919;  // tokens of a trace between the places where a batch's sequences begin
 
-// The k best of fp16 logits; -1: there are none.
-void best_of(std::span<const uint16_t> logits, int k, int64_t* experts) {
-  std::fill_n(experts, k, -1);
-  if (logits.empty()) return;
-  std::vector<int64_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return fp16_to_fp32(logits[a]) > fp16_to_fp32(logits[b]); });
-  std::copy_n(order.begin(), k, experts);
-}
-
 // A recorded trace over the layers and positions of a model. Both are repeated where the model has more of
 // them, all layers but the first, of which no layer before it had an expectation.
 models::ScheduledRouting trace_schedule(const std::filesystem::path& file, const models::ModelSpec& spec) {
@@ -98,10 +86,15 @@ models::ScheduledRouting trace_schedule(const std::filesystem::path& file, const
   routing.chosen = [=](int moe_layer, int64_t position, int64_t* experts) {
     std::ranges::copy(trace->experts(token_at(position), recorded_layer(moe_layer)), experts);
   };
-  const auto& depths = header.depths;
-  if (std::find(depths.begin(), depths.end(), 1) == depths.end()) return routing;
+  if (header.depths.empty()) return routing;
   routing.expected = [=](int moe_layer, int64_t position, int64_t* experts) {
-    best_of(trace->guess_logits(token_at(position), recorded_layer(moe_layer), 1), k, experts);
+    const int layer = recorded_layer(moe_layer);
+    std::fill_n(experts, k, -1);
+    if (layer == 0) return;
+    const auto& layers_at = trace->header().layers;  // the guess was made at the layer with experts before it
+    const int depth = layers_at[layer] - layers_at[layer - 1];
+    const auto logits = trace->guess_logits(token_at(position), layer, depth);
+    std::ranges::copy(offload::top_experts(logits, k), experts);
   };
   return routing;
 }

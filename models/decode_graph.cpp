@@ -60,7 +60,7 @@ class CudaDecodeGraph : public DecodeGraph {
         }()),
         workers_(sharing.workers),
         share_(sharing.device_share, sharing.follow),
-        guesses_(sharing.guess),
+        guesses_(sharing.guess && spec_.experts <= kernels::kMostGuessedExperts),
         expected_(sharing.expected),
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),

@@ -42,7 +42,8 @@ struct MissSharing {
   double device_share = 1;  // at first
   bool follow = false;      // the share follows who is late
   // The workers are told what the next layer's router makes of the residual stream, and so what they can
-  // expect. expected: in its place, where the routing is scheduled; it may have no expectation: -1.
+  // expect; in models of up to 32 experts in a layer. expected: in its place, where the routing is scheduled;
+  // it may have no expectation: -1.
   bool guess = false;
   RoutingSchedule expected = {};
 };

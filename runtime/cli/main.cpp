@@ -57,7 +57,7 @@ void add_eval(CLI::App& app, lighter::cli::EvalOptions& options) {
 void add_quantize(CLI::App& app, lighter::cli::QuantizeOptions& options) {
   CLI::App* command = app.add_subcommand(
       "quantize",
-      "Writes a model's folder anew in the configuration's formats, rounded by what a text does in it");
+      "Writes a model's folder anew in the configuration's formats, int4 rounded by what a text does in it");
   add_common(*command, options.common);
   auto* text =
       command->add_option("--text", options.text,

@@ -3,6 +3,7 @@
 #include <tbb/global_control.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "models/model_quantizer.h"
 #include "runtime/bytes.h"
@@ -12,13 +13,25 @@
 namespace lighter::cli {
 namespace {
 
+// Whether any weight that the model has will be in one of these.
+bool any_in(const models::StoredFormats& formats, const models::ModelSpec& spec,
+            std::initializer_list<SliceEncoding> encodings) {
+  const auto is_one = [&](SliceEncoding encoding) {
+    return std::ranges::find(encodings, encoding) != encodings.end();
+  };
+  return (spec.moe_layers() > 0 && is_one(formats.experts)) ||
+         std::ranges::any_of(models::list_weights(spec), [&](const models::Weight& weight) {
+           return is_one(formats.weights.of(weight));
+         });
+}
+
 models::StoredFormats formats_of(const PreparedModel& model, const Config& config) {
   if (config.model.is_synthetic()) {
     throw ConfigError("synthetic weights are drawn quantized; set model.path to a model's folder");
   }
   if (model.stored) throw ConfigError(config.model.path.string() + " is quantized already");
   models::StoredFormats formats{model.formats, config.model.experts};
-  if (!formats.weights.any_packed() && formats.experts == SliceEncoding::dense) {
+  if (!any_in(formats, model.spec, {SliceEncoding::int8, SliceEncoding::int4})) {
     throw ConfigError(
         "nothing is to be quantized; set model.format, or model.experts, model.shared, model.attention or "
         "model.head");
@@ -58,12 +71,7 @@ void check_budget(const std::string& key, uint64_t needs, uint64_t budget, int64
 }  // namespace
 
 bool needs_text(const Config& config, const PreparedModel& model) {
-  const models::StoredFormats formats = formats_of(model, config);
-  const auto has_int4 = [](const std::vector<SliceEncoding>& of_layers) {
-    return std::ranges::find(of_layers, SliceEncoding::int4) != of_layers.end();
-  };
-  return formats.experts == SliceEncoding::int4 || formats.weights.head == SliceEncoding::int4 ||
-         has_int4(formats.weights.attention) || has_int4(formats.weights.shared);
+  return any_in(formats_of(model, config), model.spec, {SliceEncoding::int4});
 }
 
 QuantizeReport quantize(const Config& config, const PreparedModel& model,

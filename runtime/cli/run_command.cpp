@@ -91,7 +91,7 @@ void print_summary(const Config& config, const PreparedModel& model, Session& se
       format_bytes(counters.cpu_bytes).c_str());
   if (counters.cpu_layers_expected == 0) return;
   std::fprintf(
-      stderr, "It had expected the experts of %.1f %% of its layers, and read ahead.\n",
+      stderr, "It had expected the experts of %.1f %% of its layers, to read ahead.\n",
       100.0 * static_cast<double>(counters.cpu_layers_expected) / static_cast<double>(counters.cpu_layers));
 }
 

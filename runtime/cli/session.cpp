@@ -149,7 +149,7 @@ Session::Session(const Config& config, const PreparedModel& model, const Progres
       sharing = {workers_.get(), shape.fetches ? 1 : split ? kFirstDeviceShare : 0, split};
       sharing.guess =
           shape.with_workers && model.plan.pager.prefetch && (!schedule.chosen || schedule.expected);
-      sharing.expected = schedule.expected;
+      if (sharing.guess) sharing.expected = schedule.expected;
     }
     decoder_->decode_by(models::make_decode_graph(shape, *weights_, *kv_, executor_.get(), schedule.chosen,
                                                   sharing, *device_));

@@ -113,6 +113,9 @@ struct MissPostTarget {
   unsigned* posted = nullptr;
 };
 
+// One block guesses, beside gate and up; of more experts it would take too long.
+constexpr int kMostGuessedExperts = 32;
+
 // What the coming MoE layer's router makes of this layer's residual stream, told to the CPU, which is so
 // expected to be posted by that layer.
 struct RoutingGuess {

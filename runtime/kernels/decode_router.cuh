@@ -195,8 +195,9 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
   if (lane == 0 && r.positions != nullptr) *r.positions = position;
 }
 
-// Whole block: what the coming layer's router makes of the residual stream, for the CPU. Nothing on the
-// device waits for it. The norm's factor would not change who is best.
+// Whole block: what the coming layer's router makes of the residual stream, for the CPU. The norm's
+// factor would not change who is best. As a part of this kernel it has ended before the next layer posts, and
+// before the residual stream changes.
 template <int Warps>
 __device__ void guess_next(const DecodeRouter& r, std::byte* memory) {
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);

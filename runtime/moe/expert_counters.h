@@ -20,7 +20,7 @@ struct ExpertCounters {
   double stall_s = 0;                  // the device waited for slices, or for the CPU's part of them
   double cpu_busy_s = 0;               // the CPU's workers had cpu_bytes to compute
   uint64_t cpu_layers = 0;  // of which the CPU's workers had something to compute, decoding one sequence
-  uint64_t cpu_layers_expected = 0;  // of these, whose experts were known before, so that it was read ahead
+  uint64_t cpu_layers_expected = 0;  // of these, whose experts were those expected
 
   double hit_rate() const {
     return slices_used == 0 ? 1.0 : static_cast<double>(slices_resident) / static_cast<double>(slices_used);

@@ -43,7 +43,7 @@ class PrefetchStream {
 
   // A line of weights is used.
   void ask() {
-    if (__builtin_expect(head_start_ > 0, 0) && spends(64)) return;
+    if (__builtin_expect(head_start_ >= 64, 0) && spends(64)) return;
     ask_line();
   }
 
@@ -52,7 +52,8 @@ class PrefetchStream {
   // row, this asks for the step's lines itself; then, and if there are none left, it returns `known`, which
   // may be asked for again.
   const uint8_t* take_steps(int64_t lines, int64_t& steps, const uint8_t* known) {
-    if (__builtin_expect(head_start_ > 0, 0) && spends(64 * lines * steps)) return known;
+    const int64_t bytes = 64 * lines * steps;
+    if (__builtin_expect(head_start_ >= bytes, 0) && spends(bytes)) return known;
     const int64_t there = (row_end_ - at_) / (64 * lines);
     if (__builtin_expect(there <= 0, 0)) {
       if (ended_) return known;

@@ -30,6 +30,10 @@ TEST_CASE("after a head start a prefetch stream asks for every second line, unti
     taken.push_back(from == nullptr ? -1 : (from - row.data()) / 64);
   }
   CHECK(taken == std::vector<int64_t>{-1, 10, -1, 11, -1, 12, -1, 13, 14, 15, 16, 17});
+  // No more of it than there is.
+  stream.set_head_start(128);
+  int64_t steps = 3;
+  CHECK(stream.take_steps(1, steps, nullptr) == row.data() + int64_t{18} * 64);
 }
 
 TEST_CASE("CPU kernels agree with the integer-faithful reference, for 1 to 17 tokens of several shapes") {
