@@ -5,6 +5,8 @@
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <tbb/parallel_for.h>
 
 #include <algorithm>
@@ -57,7 +59,16 @@ at::Tensor inverse_factor(const at::Tensor& moments, const std::string& name) {
                       std::to_string(info.item<int>()) + ")");
   }
   const at::Tensor turned = lower.flip({0, 1});
-  return at::linalg_solve_triangular(turned, at::eye(h.size(0), h.options()), /*upper=*/true).to(at::kFloat);
+  return at::linalg_solve_triangular(turned, at::eye(h.size(0), h.options()), /*upper=*/true);
+}
+
+// C for which W (1 + C) makes of the rounded inputs what W makes of the exact ones, by least squares: the
+// drift's products times the inverse that factor's square is. With few tokens that would be their noise.
+at::Tensor drift_correction(const Moments& moments, const at::Tensor& factor) {
+  const int64_t columns = factor.size(0);
+  if (moments.tokens <= columns) return {};
+  const double share = 1 - static_cast<double>(columns) / static_cast<double>(moments.tokens);
+  return at::mm(at::mm(moments.drift, factor.t()), factor).mul(share).to(at::kFloat);
 }
 
 struct GroupWeights {
@@ -101,8 +112,9 @@ Place place_of(PackedRows& rows, int64_t row, int64_t group) {
 
 // Rows [first, first + count).
 void round_rows(const at::Tensor& weight, int64_t first, int64_t count, const at::Tensor& factor,
-                const std::string& name, PackedRows& to) {
+                const at::Tensor& correction, const std::string& name, PackedRows& to) {
   at::Tensor left = weight.narrow(0, first, count).to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  if (correction.defined()) left.add_(at::mm(left, correction));
   const int64_t columns = weight.size(1);
   const at::Tensor errors = at::empty({count, kGroup}, at::kFloat);
   std::atomic<int64_t> bad_row = -1;
@@ -129,23 +141,35 @@ void round_rows(const at::Tensor& weight, int64_t first, int64_t count, const at
 
 }  // namespace
 
-void add_moments(const at::Tensor& x, at::Tensor& moments) {
-  for (int64_t first = 0; first < x.size(0); first += kMomentRows) {
-    const at::Tensor rows = x.narrow(0, first, std::min(kMomentRows, x.size(0) - first)).to(at::kFloat);
-    moments.add_(at::mm(rows.t(), rows));
+Moments::Moments(int64_t columns, const at::Device& device)
+    : squares(at::zeros({columns, columns}, at::dtype(at::kDouble).device(device))),
+      drift(at::zeros_like(squares)) {}
+
+void Moments::add(const at::Tensor& exact, const at::Tensor& rounded) {
+  for (int64_t first = 0; first < rounded.size(0); first += kMomentRows) {
+    const int64_t count = std::min(kMomentRows, rounded.size(0) - first);
+    const at::Tensor x = rounded.narrow(0, first, count).to(at::kFloat);
+    squares.add_(at::mm(x.t(), x));
+    drift.add_(at::mm(exact.narrow(0, first, count).to(at::kFloat).sub(x).t(), x));
+    tokens += count;
   }
 }
 
-PackedRows quantize_matrix(SliceEncoding encoding, const at::Tensor& weight, const at::Tensor& moments,
+PackedRows quantize_matrix(SliceEncoding encoding, const at::Tensor& weight, const Moments& moments,
                            const std::string& name) {
   const int64_t rows = weight.size(0), columns = weight.size(1);
   PackedRows result{encoding, packed_matrix_layout(encoding, rows, columns), {}};
   result.bytes.resize(packed_matrix_bytes(encoding, rows, columns));
-  const at::Tensor factor = encoding == SliceEncoding::int4 ? inverse_factor(moments, name) : at::Tensor();
+  at::Tensor factor, correction;
+  if (encoding == SliceEncoding::int4) {
+    const at::Tensor exact = inverse_factor(moments.squares, name);
+    factor = exact.to(at::kFloat);
+    correction = drift_correction(moments, exact);
+  }
   for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, rows - first);
     if (encoding == SliceEncoding::int4) {
-      round_rows(weight, first, count, factor, name, result);
+      round_rows(weight, first, count, factor, correction, name, result);
       continue;
     }
     const at::Tensor values = weight.narrow(0, first, count).to(at::kFloat).contiguous().cpu();

@@ -18,13 +18,26 @@ struct PackedRows {
   std::vector<std::byte> bytes;
 };
 
-// moments [columns, columns] in fp64 += transpose(x) x, for x [rows, columns].
-void add_moments(const at::Tensor& x, at::Tensor& moments);
+// What a matrix is multiplied with: in the model as it is (exact), and in the one whose earlier matrices are
+// rounded already. Sums in fp64, [columns, columns].
+struct Moments {
+  at::Tensor squares;  // transpose(rounded) rounded
+  at::Tensor drift;    // transpose(exact - rounded) rounded
+  int64_t tokens = 0;
+
+  Moments() = default;
+  Moments(int64_t columns, const at::Device& device);
+  // Both [tokens, columns].
+  void add(const at::Tensor& exact, const at::Tensor& rounded);
+};
 
 // weight [rows, columns], columns a multiple of 128, rows of 16. int4 by GPTQ; where no input was ever other
-// than 0 a column counts like the others. int8 to nearest: moments are not looked at. `name` is for errors.
-// Throws CheckpointError for weights that cannot be stored. Uses oneTBB's threads and the tensors' device.
-PackedRows quantize_matrix(SliceEncoding encoding, const at::Tensor& weight, const at::Tensor& moments,
+// than 0 a column counts like the others. Before, what can be foretold of the inputs' drift is made up for
+// (as in "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", Li et al. 2025, by least
+// squares, the less the fewer tokens there are for the columns). int8 to nearest: moments are not looked at.
+// `name` is for errors. Throws CheckpointError for weights that cannot be stored. Uses oneTBB's threads and
+// the tensors' device.
+PackedRows quantize_matrix(SliceEncoding encoding, const at::Tensor& weight, const Moments& moments,
                            const std::string& name);
 
 // Back to numbers: into `to`, [rows, columns] of a dtype that weights have.

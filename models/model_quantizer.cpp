@@ -37,18 +37,20 @@ at::Tensor by_rows(const at::Tensor& x, const Body& body) {
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
-at::Tensor no_moments(int64_t columns, const at::Tensor& like) {
-  return at::zeros({columns, columns}, like.options().dtype(at::kDouble));
-}
-
-at::Tensor moments_of(const at::Tensor& x) {
-  at::Tensor moments = no_moments(x.size(1), x);
-  add_moments(x, moments);
+Moments moments_of(const at::Tensor& exact, const at::Tensor& rounded) {
+  Moments moments(rounded.size(1), rounded.device());
+  moments.add(exact, rounded);
   return moments;
 }
 
 int64_t widest_ffn(const ModelSpec& spec) {
   return std::max({spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn, spec.expert_ffn});
+}
+
+// The output of a feed-forward network.
+at::Tensor through(const at::Tensor& gate_up, const at::Tensor& down, const at::Tensor& x) {
+  return by_rows(x,
+                 [&](const at::Tensor& rows) { return at::mm(gated(at::mm(rows, gate_up.t())), down.t()); });
 }
 
 struct RowPart {
@@ -110,9 +112,10 @@ uint64_t ModelQuantizer::device_bytes(const ModelSpec& spec, DType dtype, int64_
   const uint64_t hidden = spec.hidden, q = spec.heads * spec.head_dim;
   const uint64_t ffn = widest_ffn(spec);
   const uint64_t widest = std::max({hidden, q, ffn});
-  // Residual stream, normed, heads or an expert's rows and what it makes of them, and sums in fp32; routing.
-  const uint64_t rows = tokens * (hidden * (5 * element + 4) + q * element + spec.experts * 8 + 256);
-  const uint64_t moments = 7 * 8 * widest * widest;
+  // Residual stream, normed, heads or an expert's rows and what it makes of them, and sums in fp32; routing:
+  // of the model as it is and of the rounded one.
+  const uint64_t rows = 2 * tokens * (hidden * (5 * element + 4) + q * element + spec.experts * 8 + 256);
+  const uint64_t moments = 12 * 8 * widest * widest;
   const uint64_t matrix = 3 * 4 * uint64_t{8192} * widest + expert_bytes(spec, dtype);
   const uint64_t step = kRowsAtOnce * (3 * ffn + 2 * hidden) * (element + 4);
   return (rows + moments + matrix + step) * 9 / 8;
@@ -165,11 +168,12 @@ at::Tensor ModelQuantizer::attend(int layer, const at::Tensor& normed,
   return at::cat(parts);
 }
 
-void ModelQuantizer::quantize(const Weight& weight, const at::Tensor& inputs) {
+void ModelQuantizer::quantize(const Weight& weight, const Both& inputs) {
   const SliceEncoding encoding = formats_.weights.of(weight);
   if (encoding == SliceEncoding::dense) return;
   const at::Tensor& values = weights_.at(weight.role, weight.layer);
-  const at::Tensor moments = encoding == SliceEncoding::int4 ? moments_of(inputs) : at::Tensor();
+  const Moments moments =
+      encoding == SliceEncoding::int4 ? moments_of(inputs.exact, inputs.rounded) : Moments();
   const PackedRows packed = quantize_matrix(encoding, values, moments, weight.parts.front().name);
   writer_->put(weight, packed.bytes.data(), packed.bytes.size());
   dequantize_into(packed, values);
@@ -177,17 +181,23 @@ void ModelQuantizer::quantize(const Weight& weight, const at::Tensor& inputs) {
 }
 
 template <typename Put>
-at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const at::Tensor& x, const Put& put) {
+at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const Both& x, const Put& put) {
   const auto hidden_values = [&](const at::Tensor& rows) { return gated(at::mm(rows, ffn.gate_up.t())); };
   if (ffn.encoding != SliceEncoding::dense) {
     const bool calibrated = ffn.encoding == SliceEncoding::int4;
-    const PackedRows gate_up = quantize_matrix(
-        ffn.encoding, ffn.gate_up, calibrated ? moments_of(x) : at::Tensor(), ffn.name + ", gate and up");
+    const at::Tensor exact_gate_up = calibrated ? ffn.gate_up.clone() : at::Tensor();
+    const PackedRows gate_up =
+        quantize_matrix(ffn.encoding, ffn.gate_up, calibrated ? moments_of(x.exact, x.rounded) : Moments(),
+                        ffn.name + ", gate and up");
     dequantize_into(gate_up, ffn.gate_up);
-    at::Tensor moments;
+    Moments moments;
     if (calibrated) {
-      moments = no_moments(ffn.down.size(1), x);
-      for_rows(x, [&](const at::Tensor& rows) { add_moments(hidden_values(rows), moments); });
+      moments = Moments(ffn.down.size(1), x.rounded.device());
+      for (int64_t first = 0; first < x.rounded.size(0); first += kRowsAtOnce) {
+        const int64_t count = std::min(kRowsAtOnce, x.rounded.size(0) - first);
+        moments.add(gated(at::mm(x.exact.narrow(0, first, count), exact_gate_up.t())),
+                    hidden_values(x.rounded.narrow(0, first, count)));
+      }
     }
     const PackedRows down = quantize_matrix(ffn.encoding, ffn.down, moments, ffn.name + ", down");
     dequantize_into(down, ffn.down);
@@ -195,51 +205,75 @@ at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const at::Tensor& x, cons
     put(slices.data(), slices.size());
     done(static_cast<uint64_t>(ffn.gate_up.numel() + ffn.down.numel()) * dtype_size(dtype_));
   }
-  if (x.size(0) == 0) return at::empty_like(x);
-  return by_rows(x, [&](const at::Tensor& rows) { return at::mm(hidden_values(rows), ffn.down.t()); });
+  if (x.rounded.size(0) == 0) return at::empty_like(x.rounded);
+  return through(ffn.gate_up, ffn.down, x.rounded);
 }
 
-at::Tensor ModelQuantizer::dense(const Weight& gate_up, const at::Tensor& x) {
+ModelQuantizer::Both ModelQuantizer::dense(const Weight& gate_up, const Both& x) {
   const WeightRole down =
       gate_up.role == WeightRole::shared_gate_up ? WeightRole::shared_down : WeightRole::dense_down;
   Ffn ffn{weights_.at(gate_up.role, gate_up.layer), weights_.at(down, gate_up.layer),
           formats_.weights.of(gate_up), 0, gate_up.parts.front().name};
   if (ffn.encoding != SliceEncoding::dense)
     ffn.slice_width = packed_form(formats_.weights, gate_up).slice_width;
-  return through_ffn(ffn, x,
-                     [&](const std::byte* slices, uint64_t bytes) { writer_->put(gate_up, slices, bytes); });
+  const at::Tensor exact = through(ffn.gate_up, ffn.down, x.exact);
+  return {exact, through_ffn(ffn, x, [&](const std::byte* slices, uint64_t bytes) {
+            writer_->put(gate_up, slices, bytes);
+          })};
 }
 
-at::Tensor ModelQuantizer::moe(int layer, const at::Tensor& x) {
-  const at::Tensor logits = at::mm(x, weights_.at(WeightRole::router, layer).t());
-  const Routing routing = route(spec_.router, logits, spec_.experts_per_token, {});
-  at::Tensor out = spec_.shared_ffn > 0 ? dense(find(WeightRole::shared_gate_up, layer), x).to(at::kFloat)
-                                        : at::zeros(x.sizes(), x.options().dtype(at::kFloat));
-  if (x.size(0) == 0 && formats_.experts == SliceEncoding::dense) return x;
+ModelQuantizer::Both ModelQuantizer::moe(int layer, const Both& x) {
+  const auto route_text = [&](const at::Tensor& rows) {
+    return route(spec_.router, at::mm(rows, weights_.at(WeightRole::router, layer).t()),
+                 spec_.experts_per_token, {});
+  };
+  const Routing routing = route_text(x.rounded), exact_routing = route_text(x.exact);
+  Both out;
+  if (spec_.shared_ffn > 0) {
+    const Both shared = dense(find(WeightRole::shared_gate_up, layer), x);
+    out = {shared.exact.to(at::kFloat), shared.rounded.to(at::kFloat)};
+  } else {
+    out = {at::zeros(x.exact.sizes(), x.exact.options().dtype(at::kFloat)),
+           at::zeros(x.rounded.sizes(), x.rounded.options().dtype(at::kFloat))};
+  }
+  if (x.rounded.size(0) == 0 && formats_.experts == SliceEncoding::dense) return x;
   const int64_t hidden = spec_.hidden, ffn_width = spec_.expert_ffn;
   for (int expert = 0; expert < spec_.experts; ++expert) {
     std::byte* const room = expert_room_.data();
     source_.read_expert({spec_.layers[layer].moe_layer, expert}, {&room, 1});
     const auto on_device = [&](const std::byte* at, int64_t rows, int64_t columns) {
-      return host_view_of(at, {rows, columns}, dtype_).to(torch_device(device_));
+      return host_view_of(at, {rows, columns}, dtype_).to(torch_device(device_), false, true);
     };
     const Ffn ffn{on_device(room, 2 * ffn_width, hidden),
                   on_device(room + 2 * ffn_width * hidden * static_cast<int64_t>(dtype_size(dtype_)), hidden,
                             ffn_width),
                   formats_.experts, formats_.weights.slice_width,
                   "layer " + std::to_string(layer) + ", expert " + std::to_string(expert)};
-    const at::Tensor chosen = routing.experts.eq(expert);
-    const at::Tensor rows = chosen.nonzero().select(1, 0);
-    const at::Tensor weights = routing.weights.masked_select(chosen).unsqueeze(1);
-    if (rows.size(0) < hidden) ++experts_short_of_text_;
-    at::Tensor inputs = x.index_select(0, rows);
-    if (spec_.weight_on == WeightOn::input) inputs = inputs.mul(weights).to(x.scalar_type());
-    at::Tensor outputs = through_ffn(
-        ffn, inputs, [&](const std::byte* slices, uint64_t bytes) { writer_->put_expert(slices, bytes); });
-    if (spec_.weight_on == WeightOn::output) outputs = outputs.mul(weights);
-    out.index_add_(0, rows, outputs.to(at::kFloat));
+    struct Chosen {
+      at::Tensor rows, weights;
+    };
+    const auto chosen_by = [&](const Routing& by) {
+      const at::Tensor chosen = by.experts.eq(expert);
+      return Chosen{chosen.nonzero().select(1, 0), by.weights.masked_select(chosen).unsqueeze(1)};
+    };
+    const auto inputs_of = [&](const at::Tensor& of, const Chosen& chosen) {
+      const at::Tensor inputs = of.index_select(0, chosen.rows);
+      return spec_.weight_on == WeightOn::input ? inputs.mul(chosen.weights).to(of.scalar_type()) : inputs;
+    };
+    const auto add = [&](at::Tensor outputs, const Chosen& chosen, at::Tensor& to) {
+      if (spec_.weight_on == WeightOn::output) outputs = outputs.mul(chosen.weights);
+      to.index_add_(0, chosen.rows, outputs.to(at::kFloat));
+    };
+    const Chosen exact = chosen_by(exact_routing), rounded = chosen_by(routing);
+    if (rounded.rows.size(0) < hidden) ++experts_short_of_text_;
+    if (exact.rows.size(0) > 0)
+      add(through(ffn.gate_up, ffn.down, inputs_of(x.exact, exact)), exact, out.exact);
+    const Both inputs{inputs_of(x.exact, rounded), inputs_of(x.rounded, rounded)};
+    add(through_ffn(ffn, inputs,
+                    [&](const std::byte* slices, uint64_t bytes) { writer_->put_expert(slices, bytes); }),
+        rounded, out.rounded);
   }
-  return out.to(x.scalar_type());
+  return {out.exact.to(x.exact.scalar_type()), out.rounded.to(x.rounded.scalar_type())};
 }
 
 void ModelQuantizer::run(const std::vector<std::vector<int64_t>>& texts, int64_t chunk,
@@ -260,24 +294,38 @@ void ModelQuantizer::run(const std::vector<std::vector<int64_t>>& texts, int64_t
     return by_rows(
         x, [&](const at::Tensor& rows) { return rms_norm(rows, weights_.at(role, layer), spec_.norm_eps); });
   };
-  at::Tensor x = embed_texts(texts);
+  const auto both_normed = [&](const Both& x, WeightRole role, int layer) {
+    return Both{normed(x.exact, role, layer), normed(x.rounded, role, layer)};
+  };
+  const auto o_of = [&](const at::Tensor& heads, int layer) {
+    return by_rows(heads,
+                   [&](const at::Tensor& rows) { return linear(rows, weights_, WeightRole::o, layer); });
+  };
+  Both x;
+  x.exact = embed_texts(texts);
+  x.rounded = x.exact.clone();
   for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
     writer.begin(layer);
-    at::Tensor inputs = normed(x, WeightRole::attention_norm, layer);
+    Both inputs = both_normed(x, WeightRole::attention_norm, layer);
+    Both heads;
+    heads.exact = attend(layer, inputs.exact, texts, chunk);
     quantize(find(WeightRole::qkv, layer), inputs);
-    const at::Tensor heads = attend(layer, inputs, texts, chunk);
+    heads.rounded = attend(layer, inputs.rounded, texts, chunk);
+    x.exact.add_(o_of(heads.exact, layer));
     quantize(find(WeightRole::o, layer), heads);
-    x.add_(
-        by_rows(heads, [&](const at::Tensor& rows) { return linear(rows, weights_, WeightRole::o, layer); }));
-    inputs = normed(x, WeightRole::ffn_norm, layer);
-    x.add_(spec_.layers[layer].moe_layer >= 0 ? moe(layer, inputs)
-                                              : dense(find(WeightRole::dense_gate_up, layer), inputs));
+    x.rounded.add_(o_of(heads.rounded, layer));
+    inputs = both_normed(x, WeightRole::ffn_norm, layer);
+    const Both out = spec_.layers[layer].moe_layer >= 0
+                         ? moe(layer, inputs)
+                         : dense(find(WeightRole::dense_gate_up, layer), inputs);
+    x.exact.add_(out.exact);
+    x.rounded.add_(out.rounded);
     writer.end([&](uint64_t bytes) { done(bytes); });
   }
   writer.begin(-1);
   const Weight& head = find(WeightRole::head, -1);
   if (formats_.weights.of(head) != SliceEncoding::dense)
-    quantize(head, normed(x, WeightRole::final_norm, -1));
+    quantize(head, both_normed(x, WeightRole::final_norm, -1));
   writer.end([&](uint64_t bytes) { done(bytes); });
 }
 

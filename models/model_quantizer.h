@@ -1,8 +1,9 @@
 // Quantizes a model with what a text does in it: layer by layer, each matrix is rounded so that its output on
-// that text changes least (models/gptq.h), and the layers behind it see what the rounded ones make of the
-// text. int8 is to the nearest, whatever the text. Beside the dense weights it holds the residual stream, one
-// layer's inputs and outputs of all tokens, one expert, and some fp64 squares of the widest matrix's columns.
-// Weights are rounded from what they are in dtype.
+// that text comes nearest to what it is in the model as it is (models/gptq.h), though its input is what the
+// rounded ones before it make of the text. So the text goes through both. int8 is to the nearest, whatever
+// the text. Beside the dense weights it holds the residual stream, one layer's inputs and outputs of all
+// tokens, one expert, and some fp64 squares of the widest matrix's columns. Weights are rounded from what
+// they are in dtype.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +41,10 @@ class ModelQuantizer {
   static uint64_t host_bytes(const ModelSpec& spec);
 
  private:
+  // The same rows of the text, in the model as it is and in the one that is rounded so far.
+  struct Both {
+    at::Tensor exact, rounded;
+  };
   // A feed-forward network's matrices on the device, and how it is to be rounded.
   struct Ffn {
     at::Tensor gate_up, down;
@@ -51,12 +56,12 @@ class ModelQuantizer {
   at::Tensor embed_texts(const std::vector<std::vector<int64_t>>& texts) const;
   at::Tensor attend(int layer, const at::Tensor& normed, const std::vector<std::vector<int64_t>>& texts,
                     int64_t chunk);
-  at::Tensor moe(int layer, const at::Tensor& x);
-  at::Tensor dense(const Weight& gate_up, const at::Tensor& x);
+  Both moe(int layer, const Both& x);
+  Both dense(const Weight& gate_up, const Both& x);
   // Rounds what is to be rounded, hands it to `put`, and returns the network's output for x.
   template <typename Put>
-  at::Tensor through_ffn(const Ffn& ffn, const at::Tensor& x, const Put& put);
-  void quantize(const Weight& weight, const at::Tensor& inputs);
+  at::Tensor through_ffn(const Ffn& ffn, const Both& x, const Put& put);
+  void quantize(const Weight& weight, const Both& inputs);
   const Weight& find(WeightRole role, int layer) const;
   void done(uint64_t bytes);
 

@@ -73,9 +73,9 @@ TEST_CASE(
   const at::Tensor together = at::mm(x.narrow(1, 0, 40), at::randn({40, 256})).add(x.mul(0.3));
   for (const at::Tensor& inputs : {x, alone, together}) {
     const at::Tensor weight = at::randn({64, 256}).mul(0.02);
-    at::Tensor moments = at::zeros({256, 256}, at::kDouble);
+    models::Moments moments(256, at::kCPU);
     const auto nearest = models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
-    models::add_moments(inputs, moments);
+    moments.add(inputs, inputs);
     const auto rounded = models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
     const double before = output_error(inputs, weight, nearest),
                  after = output_error(inputs, weight, rounded);
@@ -84,18 +84,41 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "a matrix makes up for what the rounding before it has done to its inputs, if there is enough text to "
+    "tell") {
+  const at::Tensor weight = at::randn({64, 128}).mul(0.02);
+  // What is lost, and some noise that nothing can make up for.
+  const at::Tensor loss = at::randn({128, 128}).mul(0.01);
+  const auto error = [&](int64_t tokens, bool told) {
+    const at::Tensor exact = at::randn({tokens, 128});
+    const at::Tensor rounded = exact.add(at::mm(exact, loss)).add(at::randn({tokens, 128}).mul(0.01));
+    models::Moments moments(128, at::kCPU);
+    moments.add(told ? exact : rounded, rounded);
+    at::Tensor packed = weight.clone();
+    models::dequantize_into(models::quantize_matrix(SliceEncoding::int4, weight, moments, "w"), packed);
+    const at::Tensor other = at::randn({2000, 128});  // another text
+    const at::Tensor wanted = at::mm(other, weight.t());
+    const at::Tensor off = at::mm(other.add(at::mm(other, loss)), packed.t()).sub(wanted);
+    return off.norm().item().toDouble() / wanted.norm().item().toDouble();
+  };
+  CHECK(error(4000, true) < 0.8 * error(4000, false));
+  CHECK(error(200, true) < 1.02 * error(200, false));
+  CHECK(error(60, true) == doctest::Approx(error(60, false)).epsilon(0.05));
+}
+
 TEST_CASE("inputs that are not finite are reported, and those that are always 0 count like the others") {
   const at::Tensor weight = at::randn({16, 128}).mul(0.02);
   at::Tensor x = at::randn({300, 128});
   x.narrow(1, 7, 1).zero_();
-  at::Tensor moments = at::zeros({128, 128}, at::kDouble);
-  models::add_moments(x, moments);
+  models::Moments moments(128, at::kCPU);
+  moments.add(x, x);
   const auto packed = models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
   at::Tensor rounded = weight.clone();
   models::dequantize_into(packed, rounded);
   CHECK(rounded.sub(weight).abs().max().item().toDouble() < 0.05);
   x.narrow(1, 9, 1).fill_(std::numeric_limits<double>::infinity());
-  models::add_moments(x, moments);
+  moments.add(x, x);
   CHECK(message_of<DeviceError>([&] {
           models::quantize_matrix(SliceEncoding::int4, weight, moments, "w");
         }).find("w: what the model makes of the text before it is not finite") != std::string::npos);
