@@ -20,20 +20,21 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 4096;  // of activations
 
-// Calls body(rows of x) for some rows after others; once if there are none.
+// Calls body(first, count) for some rows after others; once if there are none.
 template <typename Body>
-void for_rows(const at::Tensor& x, const Body& body) {
+void for_rows(int64_t rows, const Body& body) {
   int64_t first = 0;
   do {
-    body(x.narrow(0, first, std::min(kRowsAtOnce, x.size(0) - first)));
+    body(first, std::min(kRowsAtOnce, rows - first));
     first += kRowsAtOnce;
-  } while (first < x.size(0));
+  } while (first < rows);
 }
-// What it returns, put together again.
+// What body(rows of x) returns, put together again.
 template <typename Body>
 at::Tensor by_rows(const at::Tensor& x, const Body& body) {
   std::vector<at::Tensor> parts;
-  for_rows(x, [&](const at::Tensor& rows) { parts.push_back(body(rows)); });
+  for_rows(x.size(0),
+           [&](int64_t first, int64_t count) { parts.push_back(body(x.narrow(0, first, count))); });
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
@@ -47,10 +48,12 @@ int64_t widest_ffn(const ModelSpec& spec) {
   return std::max({spec.dense_layers() > 0 ? spec.dense_ffn : 0, spec.shared_ffn, spec.expert_ffn});
 }
 
-// The output of a feed-forward network.
+// What a feed-forward network's down matrix is multiplied with, and its output.
+at::Tensor hidden_values(const at::Tensor& gate_up, const at::Tensor& x) {
+  return gated(at::mm(x, gate_up.t()));
+}
 at::Tensor through(const at::Tensor& gate_up, const at::Tensor& down, const at::Tensor& x) {
-  return by_rows(x,
-                 [&](const at::Tensor& rows) { return at::mm(gated(at::mm(rows, gate_up.t())), down.t()); });
+  return by_rows(x, [&](const at::Tensor& rows) { return at::mm(hidden_values(gate_up, rows), down.t()); });
 }
 
 struct RowPart {
@@ -182,7 +185,6 @@ void ModelQuantizer::quantize(const Weight& weight, const Both& inputs) {
 
 template <typename Put>
 at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const Both& x, const Put& put) {
-  const auto hidden_values = [&](const at::Tensor& rows) { return gated(at::mm(rows, ffn.gate_up.t())); };
   if (ffn.encoding != SliceEncoding::dense) {
     const bool calibrated = ffn.encoding == SliceEncoding::int4;
     const at::Tensor exact_gate_up = calibrated ? ffn.gate_up.clone() : at::Tensor();
@@ -193,11 +195,10 @@ at::Tensor ModelQuantizer::through_ffn(const Ffn& ffn, const Both& x, const Put&
     Moments moments;
     if (calibrated) {
       moments = Moments(ffn.down.size(1), x.rounded.device());
-      for (int64_t first = 0; first < x.rounded.size(0); first += kRowsAtOnce) {
-        const int64_t count = std::min(kRowsAtOnce, x.rounded.size(0) - first);
-        moments.add(gated(at::mm(x.exact.narrow(0, first, count), exact_gate_up.t())),
-                    hidden_values(x.rounded.narrow(0, first, count)));
-      }
+      for_rows(x.rounded.size(0), [&](int64_t first, int64_t count) {
+        moments.add(hidden_values(exact_gate_up, x.exact.narrow(0, first, count)),
+                    hidden_values(ffn.gate_up, x.rounded.narrow(0, first, count)));
+      });
     }
     const PackedRows down = quantize_matrix(ffn.encoding, ffn.down, moments, ffn.name + ", down");
     dequantize_into(down, ffn.down);
@@ -242,7 +243,7 @@ ModelQuantizer::Both ModelQuantizer::moe(int layer, const Both& x) {
     std::byte* const room = expert_room_.data();
     source_.read_expert({spec_.layers[layer].moe_layer, expert}, {&room, 1});
     const auto on_device = [&](const std::byte* at, int64_t rows, int64_t columns) {
-      return host_view_of(at, {rows, columns}, dtype_).to(torch_device(device_), false, true);
+      return host_view_of(at, {rows, columns}, dtype_).to(torch_device(device_));
     };
     const Ffn ffn{on_device(room, 2 * ffn_width, hidden),
                   on_device(room + 2 * ffn_width * hidden * static_cast<int64_t>(dtype_size(dtype_)), hidden,
