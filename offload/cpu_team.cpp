@@ -10,14 +10,14 @@
 namespace lighter::offload {
 namespace {
 
-// Asked for once more while waiting for the others: what memory delivers in that time.
-constexpr int64_t kBarrierBytes = 24576;
+// Asked for while waiting for others, at most: what memory delivers in that time.
+constexpr int64_t kMostWhileWaiting = 24 << 10;
 // Of expected jobs: up to so much for each worker, which stays in its second-level cache, and so much between
 // two looks at whether they have come. While an H100 works before a layer's routing, memory delivers some 200
 // KB a worker; two to four times as much gains nothing where layers without misses leave more time.
 constexpr int64_t kMostAskedAhead = 384 << 10;
 constexpr int64_t kAskedAtOnce = 512;
-// Quantizing so many rows takes less than a barrier.
+// Quantizing so many rows of x takes less than a barrier.
 constexpr size_t kRowsNotShared = 2;
 // The smallest pieces of work: some µs of reading.
 constexpr int64_t kPieceBytes = 32768;
@@ -79,7 +79,6 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
 
   void begin(const CpuJobs& of, int workers, Layer::Claims& claims) {
     jobs = &of;
-    first_down = index * of.jobs().size() / static_cast<size_t>(workers);
     gate_up.begin(gate_up_pieces(of, workers), claims.gate_up);
     down.begin(down_pieces(of, workers), claims.down);
     ahead = PrefetchStream(*this);
@@ -101,22 +100,11 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
     }
     if (!ranges.empty() || jobs->jobs().empty() || !down.take()) return ranges;
     const WorkPiece piece = down.taken.back();
-    for_down([&](const CpuJobs::Job& job, size_t) {
+    for (const auto& job : jobs->jobs()) {
       ranges.push_back(
           kernel.down_range(job.slice, job.columns, piece.begin * kDownRows, piece.end * kDownRows));
-    });
-    return ranges;
-  }
-
-  // Calls body(job, its number) in this worker's order: each begins with another one, so that not all of them
-  // read the same slice at a time.
-  template <typename Body>
-  void for_down(const Body& body) const {
-    const auto& all = jobs->jobs();
-    for (size_t i = 0; i < all.size(); ++i) {
-      const size_t number = (first_down + i) % all.size();
-      body(all[number], number);
     }
+    return ranges;
   }
 
   explicit Worker(int number) : index(number) {}
@@ -125,7 +113,6 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   uint64_t round = 0;   // of the barrier
   uint64_t layers = 0;  // run() calls
   const CpuJobs* jobs = nullptr;
-  size_t first_down = 0;
   Phase gate_up;
   Phase down;
   PrefetchStream ahead;
@@ -133,8 +120,8 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   bool expects = false;  // it is of expected jobs
   std::vector<PrefetchRange> ranges;
   QuantizedActivations input;
-  std::vector<QuantizedActivations> hidden;  // by job
-  std::vector<float> sums;                   // of a piece of down, by use: [uses of all jobs, rows]
+  std::vector<float> sums;  // of a piece of down, by use: [uses of all jobs, rows]
+  int64_t waiting_ns = 0;   // of the run() under way
   std::atomic<int64_t> waited_ns = 0;
 };
 
@@ -146,11 +133,16 @@ CpuTeam::CpuTeam(int workers, int64_t prefetch_bytes)
 CpuTeam::~CpuTeam() = default;
 
 void CpuTeam::reserve(int64_t hidden_values) {
+  constexpr int64_t fewest = group_size(SliceEncoding::int4);  // of a job
   for (auto& layer : layers_) {
-    if (static_cast<int64_t>(layer.values.size()) < hidden_values) layer.values.resize(hidden_values);
+    if (static_cast<int64_t>(layer.values.size()) < hidden_values) {
+      layer.values.resize(hidden_values);
+      layer.hidden.resize(static_cast<size_t>(hidden_values / fewest));
+    }
     layer.reset();
+    for (Hidden& hidden : layer.hidden) hidden.computed = hidden.layer = 0;
   }
-  shares_rows_ = false;
+  shares_inputs_ = false;
   // After an abandoned run the counts are no longer whole rounds.
   abandoned_ = false;
   barrier_.reset();
@@ -162,11 +154,10 @@ void CpuTeam::reserve(int64_t hidden_values) {
 
 void CpuTeam::reserve_for(const CpuJobs& jobs) {
   reserve(jobs.hidden_values());
-  shares_rows_ = jobs.inputs().size() > kRowsNotShared;
-  if (!shares_rows_) return;
+  shares_inputs_ = jobs.inputs().size() > kRowsNotShared;
+  if (!shares_inputs_) return;
   const auto& layout = jobs.kernel().layout();
   shared_input_.resize(layout.encoding, static_cast<int64_t>(jobs.inputs().size()), layout.hidden);
-  if (shared_hidden_.size() < jobs.jobs().size()) shared_hidden_.resize(jobs.jobs().size());
 }
 
 int64_t CpuTeam::waited_ns(int index) const {
@@ -177,35 +168,43 @@ void CpuTeam::quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* 
   if (jobs.jobs().empty()) return;
   const auto& layout = jobs.kernel().layout();
   const auto& inputs = jobs.inputs();
-  auto& rows = shares_rows_ ? shared_input_ : worker.input;
-  if (!shares_rows_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
-  const size_t step = shares_rows_ ? workers_ : 1;
-  for (size_t i = shares_rows_ ? worker.index : 0; i < inputs.size(); i += step) {
+  auto& rows = shares_inputs_ ? shared_input_ : worker.input;
+  if (!shares_inputs_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
+  const size_t step = shares_inputs_ ? workers_ : 1;
+  for (size_t i = shares_inputs_ ? worker.index : 0; i < inputs.size(); i += step) {
     rows.assign_row(static_cast<int64_t>(i), x + inputs[i].token * layout.hidden, inputs[i].weight);
   }
 }
 
-void CpuTeam::quantize_hidden(Worker& worker, const CpuJobs& jobs, const float* values) {
-  const auto& all = jobs.jobs();
-  auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
-  if (!shares_rows_ && hidden.size() < all.size()) hidden.resize(all.size());
-  const size_t step = shares_rows_ ? workers_ : 1;
-  for (size_t i = shares_rows_ ? worker.index : 0; i < all.size(); i += step) {
-    hidden[i].assign(jobs.kernel().layout().encoding, values + all[i].values_at, all[i].uses,
-                     all[i].columns.count());
-  }
+void CpuTeam::compute_gate_up(Worker& worker, const CpuJobs& jobs, WorkPiece piece, Layer& layer) {
+  const CpuSliceKernel& kernel = jobs.kernel();
+  const auto& input = shares_inputs_ ? shared_input_ : worker.input;
+  jobs.for_gate_up(piece.begin, piece.end, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
+    float* const values = layer.values.data() + job.values_at;
+    const int64_t columns = job.columns.count();
+    kernel.gate_up(job.slice, {input, jobs.use_inputs(job), job.uses}, begin, end,
+                   values + begin - job.columns.begin, columns, worker.ahead);
+    Hidden& hidden = layer.hidden[&job - jobs.jobs().data()];
+    if (hidden.computed.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin < columns) return;
+    hidden.quantized.assign(kernel.layout().encoding, values, job.uses, columns);
+    hidden.computed.store(0, std::memory_order_relaxed);
+    hidden.layer.store(worker.layers, std::memory_order_release);
+  });
 }
 
-void CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
-                           float* result) {
+// False: the team was abandoned.
+bool CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
+                           float* result, Layer& layer) {
   const int64_t first = piece.begin * kDownRows, last = piece.end * kDownRows, rows = last - first;
-  const auto& hidden = shares_rows_ ? shared_hidden_ : worker.hidden;
   worker.sums.assign(jobs.all_uses() * rows, 0.0f);
-  worker.for_down([&](const CpuJobs::Job& job, size_t number) {
+  for (const auto& job : jobs.jobs()) {
+    const Hidden& hidden = layer.hidden[&job - jobs.jobs().data()];
+    const auto ready = [&] { return hidden.layer.load(std::memory_order_acquire) == worker.layers; };
+    if (!ready() && !wait(worker, ready)) return false;
     const DownOutput out{worker.sums.data() + job.uses_before * rows, rows, nullptr, jobs.use_weights(job)};
-    jobs.kernel().down(job.slice, job.columns, {hidden[number], nullptr, job.uses}, first, last, out,
+    jobs.kernel().down(job.slice, job.columns, {hidden.quantized, nullptr, job.uses}, first, last, out,
                        worker.ahead);
-  });
+  }
   const int64_t stride = jobs.kernel().layout().hidden;
   for (int64_t token = 0; token < tokens; ++token) std::fill_n(result + token * stride + first, rows, 0.0f);
   for (const auto& job : jobs.jobs()) {
@@ -215,33 +214,36 @@ void CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
       for (int64_t i = 0; i < rows; ++i) to[i] += from[i];
     }
   }
+  return true;
 }
 
-bool CpuTeam::pass_barrier(Worker& worker) {
-  const uint64_t round = ++worker.round;
-  if (barrier_.arrive(round)) {
-    // Nobody is at the layer before this one, nor yet at the one behind it.
-    layers_[worker.layers % 2].reset();
-    barrier_.release(round);
-    return true;
-  }
+// Until ready(); meanwhile the worker asks for what it will read. False: the team was abandoned before.
+template <typename Ready>
+bool CpuTeam::wait(Worker& worker, const Ready& ready) {
+  const int64_t began_ns = now_ns();
+  int64_t asked = 0;
   uint32_t turns = 0;
-  for (int64_t asked = 0; !barrier_.released(round);) {
-    // Somebody who left after this round has released it before.
-    if (abandoned()) return barrier_.released(round);
-    if (asked < kBarrierBytes) {
+  bool came = false;
+  while (!(came = ready())) {
+    if (abandoned()) {
+      came = ready();  // somebody who left after it made it so before
+      break;
+    }
+    if (asked < kMostWhileWaiting) {
       worker.ahead.ask_bytes(256);
       asked += 256;
     } else {
       spin(turns);
     }
   }
-  return true;
+  worker.ahead.add_head_start(asked);
+  worker.waiting_ns += now_ns() - began_ns;
+  return came;
 }
 
 void CpuTeam::expect(int index, const CpuJobs& jobs) {
   Worker& worker = *all_[index];
-  worker.begin(jobs, workers_, layers_[worker.layers % 2].expected);
+  worker.begin(jobs, workers_, layers_[(worker.layers + 1) % 2].expected);
   worker.expects = true;
 }
 
@@ -253,8 +255,7 @@ void CpuTeam::ask_ahead(int index) {
 bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
                   bool expected) {
   Worker& worker = *all_[index];
-  const CpuSliceKernel& kernel = jobs.kernel();
-  Layer& layer = layers_[worker.layers++ % 2];
+  Layer& layer = layers_[++worker.layers % 2];
   if (static_cast<int64_t>(layer.values.size()) < jobs.hidden_values()) {
     throw CapacityError("the CPU's jobs of a layer have " + std::to_string(jobs.hidden_values()) +
                         " hidden values, and there is room for " + std::to_string(layer.values.size()) +
@@ -266,28 +267,26 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
     worker.begin(jobs, workers_, expected ? layer.expected : layer.known);
   }
   worker.expects = false;
-  const int64_t distance = kernel.prefetch_distance(jobs.most_uses(), prefetch_bytes_);
+  worker.waiting_ns = 0;
+  const int64_t distance = jobs.kernel().prefetch_distance(jobs.most_uses(), prefetch_bytes_);
   worker.ask(std::max<int64_t>(0, distance - worker.asked));
   worker.ahead.set_head_start(worker.asked - distance);
 
   quantize_inputs(worker, jobs, x);
-  if (shares_rows_ && !pass_barrier(worker)) return false;
-  const auto& input = shares_rows_ ? shared_input_ : worker.input;
-  for (WorkPiece piece; worker.gate_up.next(piece);) {
-    jobs.for_gate_up(piece.begin, piece.end, [&](const CpuJobs::Job& job, int64_t begin, int64_t end) {
-      float* to = layer.values.data() + job.values_at + begin - job.columns.begin;
-      kernel.gate_up(job.slice, {input, jobs.use_inputs(job), job.uses}, begin, end, to, job.columns.count(),
-                     worker.ahead);
-    });
+  if (shares_inputs_) {
+    const uint64_t round = ++worker.round;
+    if (barrier_.arrive(round)) {
+      barrier_.release(round);
+    } else if (!wait(worker, [&] { return barrier_.released(round); })) {
+      return false;
+    }
   }
-
-  const int64_t arrived_ns = now_ns();
-  if (!pass_barrier(worker)) return false;
-  worker.waited_ns.store(now_ns() - arrived_ns, std::memory_order_relaxed);
-
-  quantize_hidden(worker, jobs, layer.values.data());
-  if (shares_rows_ && !pass_barrier(worker)) return false;
-  for (WorkPiece piece; worker.down.next(piece);) compute_down(worker, jobs, piece, tokens, result);
+  for (WorkPiece piece; worker.gate_up.next(piece);) compute_gate_up(worker, jobs, piece, layer);
+  for (WorkPiece piece; worker.down.next(piece);) {
+    if (!compute_down(worker, jobs, piece, tokens, result, layer)) return false;
+  }
+  worker.waited_ns.store(worker.waiting_ns, std::memory_order_relaxed);
+  if (layer.left.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_) layer.reset();
   return true;
 }
 

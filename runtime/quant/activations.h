@@ -7,6 +7,8 @@
 // different rows; the others are not.
 #pragma once
 
+#include <tbb/cache_aligned_allocator.h>
+
 #include <cstdint>
 #include <vector>
 
@@ -61,9 +63,10 @@ class QuantizedActivations {
   int64_t tokens_ = 0;
   int64_t columns_ = 0;
   int64_t groups_ = 0;
-  std::vector<int8_t> values_;
+  // Of cache lines, as they are read.
+  std::vector<int8_t, tbb::cache_aligned_allocator<int8_t>> values_;
   std::vector<float> scales_;
-  std::vector<int32_t> corrections_;
+  std::vector<int32_t, tbb::cache_aligned_allocator<int32_t>> corrections_;
   std::vector<float> scaled_sums_;
 };
 

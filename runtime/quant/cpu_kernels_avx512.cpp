@@ -41,17 +41,28 @@ inline void prefetch_halves(const uint16_t* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
 }
 
+LIGHTER_AVX512 inline __m512 from_halves(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+LIGHTER_AVX512 inline __m512 from_halves(const uint16_t* from, int64_t count) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), from));
+}
+
 // Factors of one token for `rows` rows whose scales follow each other; factor_stride is groups.
 LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t rows,
                                            const float* activation_scales, int64_t groups, float* factors) {
-  const int64_t step = 16 % groups;
+  const int64_t step = 16 % groups, count = rows * groups;
   int64_t from = 0;  // of the period
-  for (int64_t left = rows * groups; left > 0; left -= 16, scales += 16, factors += 16) {
-    const __m512 weight = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(left), scales));
-    _mm512_store_ps(factors, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + from)));
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    _mm512_store_ps(factors + i,
+                    _mm512_mul_ps(from_halves(scales + i), _mm512_loadu_ps(activation_scales + from)));
     from += step;
     if (from >= groups) from -= groups;
   }
+  if (i == count) return;
+  const __m512 weight = from_halves(scales + i, count - i);
+  _mm512_store_ps(factors + i, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + from)));
 }
 
 // The same for rows of scales that do not; factor_stride is groups, rounded up to 16.
@@ -59,10 +70,15 @@ LIGHTER_AVX512 inline void multiply_scales(const uint16_t* scales, int64_t row_g
                                            const float* activation_scales, int64_t groups, float* factors) {
   for (int64_t row = 0; row < rows; ++row, scales += row_groups) {
     for (int64_t g = 0; g < groups; g += 16, factors += 16) {
-      const __m512 weight = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), scales + g));
+      const __m512 weight = from_halves(scales + g, groups - g);
       _mm512_store_ps(factors, _mm512_mul_ps(weight, _mm512_loadu_ps(activation_scales + g)));
     }
   }
+}
+
+// Loaded once: else g++ 12 makes it an operand in memory of each instruction that uses it.
+LIGHTER_AVX512 inline void keep(__m512i& vector) {
+  asm("" : "+v"(vector));
 }
 
 // One group (int8) or pair of groups (int4) of a row: its weights, and their products with one token's
@@ -90,7 +106,8 @@ struct Int4 {
 
   LIGHTER_AVX512 explicit Int4(const uint8_t* from) {
     const __m512i nibble = _mm512_set1_epi8(15);
-    const __m512i both = _mm512_loadu_si512(from);
+    __m512i both = _mm512_loadu_si512(from);
+    keep(both);
     first = _mm512_and_si512(both, nibble);
     second = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
   }
@@ -129,6 +146,10 @@ LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStrea
         first[t] = _mm512_loadu_si512(block.values[t] + s * 128);
         second[t] = _mm512_loadu_si512(block.values[t] + s * 128 + 64);
         start[t] = Weights::start(block.corrections[t], g);
+        if constexpr (tokens == 1 && rows > 1) {
+          keep(first[t]);
+          keep(second[t]);
+        }
       }
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
@@ -159,11 +180,24 @@ LIGHTER_AVX512 inline void tile(Block<tokens>& block, int64_t row, PrefetchStrea
 // Adds minimum * scaled sum to the lanes of `rows` rows.
 LIGHTER_AVX512 inline void add_minimums(const uint16_t* minimums, int64_t row_groups, int64_t rows,
                                         const float* scaled_sums, int64_t groups, __m512* sums) {
-  for (int64_t row = 0; row < rows; ++row, minimums += row_groups) {
+  int64_t row = 0;
+  if (groups == 8 && row_groups == 8) {  // two rows at a time
+    const __m512 once = _mm512_castps256_ps512(_mm256_loadu_ps(scaled_sums));
+    const __m512 both = _mm512_shuffle_f32x4(once, once, 0x44);
+    for (; row + 2 <= rows; row += 2, minimums += 16) {
+      const __m512 least = _mm512_fmadd_ps(from_halves(minimums), both, _mm512_setzero_ps());
+      sums[row] = _mm512_add_ps(sums[row], _mm512_maskz_mov_ps(0x00FF, least));
+      sums[row + 1] = _mm512_add_ps(sums[row + 1], _mm512_maskz_shuffle_f32x4(0x00FF, least, least, 0x0E));
+    }
+  }
+  for (; row < rows; ++row, minimums += row_groups) {
     __m512 least = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g += 16) {
-      const __m512 minimum = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(groups - g), minimums + g));
-      least = _mm512_fmadd_ps(minimum, _mm512_loadu_ps(scaled_sums + g), least);
+    int64_t g = 0;
+    for (; g + 16 <= groups; g += 16) {
+      least = _mm512_fmadd_ps(from_halves(minimums + g), _mm512_loadu_ps(scaled_sums + g), least);
+    }
+    if (g < groups) {
+      least = _mm512_fmadd_ps(from_halves(minimums + g, groups - g), _mm512_loadu_ps(scaled_sums + g), least);
     }
     sums[row] = _mm512_add_ps(sums[row], least);
   }

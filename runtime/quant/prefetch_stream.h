@@ -5,6 +5,7 @@
 // belong to the caller and outlive the stream.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -38,8 +39,9 @@ class PrefetchStream {
   void ask_bytes(int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) ask_line();
   }
-  // So many bytes have been asked for beyond the usual distance.
+  // So many bytes have been asked for beyond the usual distance, or so many more.
   void set_head_start(int64_t bytes) { head_start_ = bytes; }
+  void add_head_start(int64_t bytes) { head_start_ += bytes; }
 
   // A line of weights is used.
   void ask() {
@@ -52,8 +54,10 @@ class PrefetchStream {
   // row, this asks for the step's lines itself; then, and if there are none left, it returns `known`, which
   // may be asked for again.
   const uint8_t* take_steps(int64_t lines, int64_t& steps, const uint8_t* known) {
-    const int64_t bytes = 64 * lines * steps;
-    if (__builtin_expect(head_start_ >= bytes, 0) && spends(bytes)) return known;
+    if (__builtin_expect(head_start_ >= 64 * lines, 0)) {
+      steps = std::min(steps, head_start_ / (64 * lines));
+      if (spends(64 * lines * steps)) return known;
+    }
     const int64_t there = (row_end_ - at_) / (64 * lines);
     if (__builtin_expect(there <= 0, 0)) {
       if (ended_) return known;
