@@ -48,7 +48,7 @@ struct CpuExpertsCounters {
   uint64_t layers_expected = 0;  // of these, those with the experts that the GPU had expected
   uint64_t bytes = 0;            // of weights
   double busy_s = 0;
-  double waited_s = 0;  // of these, the mean worker's wait for others between the two phases
+  double waited_s = 0;  // of these, the mean worker's wait for others
 };
 
 class CpuExperts {
