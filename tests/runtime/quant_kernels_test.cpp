@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "runtime/error.h"
@@ -30,10 +31,14 @@ TEST_CASE("after a head start a prefetch stream asks for every second line, unti
     taken.push_back(from == nullptr ? -1 : (from - row.data()) / 64);
   }
   CHECK(taken == std::vector<int64_t>{-1, 10, -1, 11, -1, 12, -1, 13, 14, 15, 16, 17});
-  // No more of it than there is.
+  // All of it, also where a row has more steps.
   stream.set_head_start(128);
-  int64_t steps = 3;
-  CHECK(stream.take_steps(1, steps, nullptr) == row.data() + int64_t{18} * 64);
+  for (const auto& [line, count] : std::vector<std::pair<int64_t, int64_t>>{{18, 2}, {-1, 2}, {20, 3}}) {
+    int64_t steps = 3;
+    const uint8_t* const from = stream.take_steps(1, steps, nullptr);
+    CHECK((from == nullptr ? -1 : (from - row.data()) / 64) == line);
+    CHECK(steps == count);
+  }
 }
 
 TEST_CASE("CPU kernels agree with the integer-faithful reference, for 1 to 17 tokens of several shapes") {
