@@ -76,7 +76,7 @@ class Machinery {
   double both() {
     std::vector<double> passes;
     const double copied =
-        beside([&] { return copy_all(); }, link(),
+        beside([&] { return copy_all(); }, link(), 2 * kSecondsEach,
                [&](const auto& go_on) {
                  while (go_on()) passes.push_back(host_read_rate(cpu_part(), host_.bytes() / 2, threads_));
                  return 0.0;
@@ -102,9 +102,9 @@ class Machinery {
   }
 
   double cpu_experts(CpuExperts& cpu, SliceEncoding encoding, int tokens) {
+    const SliceField& slices = field(encoding);
     const auto begin = Clock::now();
-    return cpu_experts_rate(cpu, field(encoding), tokens,
-                            [&] { return seconds_since(begin) < kSecondsEach; });
+    return cpu_experts_rate(cpu, slices, tokens, [&] { return seconds_since(begin) < kSecondsEach; });
   }
 
   SharedRate beside_copies(CpuExperts& cpu, SliceEncoding encoding, double link_rate) {
@@ -161,14 +161,14 @@ class Machinery {
     return static_cast<double>(bytes) / device_.milliseconds_between(*begin_, *end_) * 1e-6;
   }
 
-  // The stream does enough for kSecondsEach; meanwhile `work` runs for as long as go_on() says, and returns a
-  // rate. expected: GB/s of the stream alone.
+  // The stream does enough for so many seconds; meanwhile `work` runs for as long as go_on() says, and
+  // returns a rate. expected: GB/s of the stream alone.
   template <typename Work>
-  SharedRate beside(const Enqueue& enqueue, double expected, const Work& work) {
+  SharedRate beside(const Enqueue& enqueue, double expected, double seconds, const Work& work) {
     SharedRate rates;
     uint64_t bytes = 0;
     stream_->record(*begin_);
-    while (static_cast<double>(bytes) < expected * 1e9 * kSecondsEach) bytes += enqueue();
+    while (static_cast<double>(bytes) < expected * 1e9 * seconds) bytes += enqueue();
     stream_->record(*end_);
     rates.cpu = work([&] { return !end_->passed(); });
     stream_->synchronize();
@@ -179,7 +179,7 @@ class Machinery {
   SharedRate experts_beside(CpuExperts& cpu, SliceEncoding encoding, const Enqueue& enqueue,
                             double expected) {
     const SliceField& slices = field(encoding);
-    return beside(enqueue, expected,
+    return beside(enqueue, expected, kSecondsEach,
                   [&](const auto& go_on) { return cpu_experts_rate(cpu, slices, 1, go_on); });
   }
 

@@ -31,7 +31,7 @@ constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget, uint6
 Rates measure_ceilings(Device& device, int threads, const Rates& given);
 
 // Everything but dense kernels on the CPU, tensor_tflops, kv_read and the fixed costs, which stay those of
-// default_calibration(). Takes about twenty seconds. threads: of the CPU's experts. host_bytes: to read.
+// default_calibration(). Takes about half a minute. threads: of the CPU's experts. host_bytes: to read.
 // begins: told what is measured next. Throws as above, and what begins throws.
 Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
                       const std::function<void(const std::string& what)>& begins);

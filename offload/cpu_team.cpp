@@ -10,7 +10,7 @@
 namespace lighter::offload {
 namespace {
 
-// Asked for while waiting for others, at most: what memory delivers in that time.
+// Asked for while waiting for others, at most, each time: what memory delivers meanwhile.
 constexpr int64_t kMostWhileWaiting = 24 << 10;
 // Of expected jobs: up to so much for each worker, which stays in its second-level cache, and so much between
 // two looks at whether they have come. While an H100 works before a layer's routing, memory delivers some 200
@@ -139,17 +139,24 @@ void CpuTeam::reserve(int64_t hidden_values) {
       layer.values.resize(hidden_values);
       layer.hidden.resize(static_cast<size_t>(hidden_values / fewest));
     }
-    layer.reset();
-    for (Hidden& hidden : layer.hidden) hidden.computed = hidden.layer = 0;
   }
   shares_inputs_ = false;
-  // After an abandoned run the counts are no longer whole rounds.
-  abandoned_ = false;
+  if (!abandoned_) return;
+  // An abandoned run leaves counts that are no whole rounds.
+  for (auto& layer : layers_) {
+    layer.reset();
+    for (Hidden& hidden : layer.hidden) {
+      hidden.computed.store(0, std::memory_order_relaxed);
+      hidden.layer.store(0, std::memory_order_relaxed);
+    }
+  }
   barrier_.reset();
+  left_ = 0;
   for (auto& worker : all_) {
     worker->round = worker->layers = 0;
     worker->expects = false;
   }
+  abandoned_ = false;
 }
 
 void CpuTeam::reserve_for(const CpuJobs& jobs) {
@@ -255,6 +262,11 @@ void CpuTeam::ask_ahead(int index) {
 bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
                   bool expected) {
   Worker& worker = *all_[index];
+  // A GPU that has waited too long for a layer posts the next ones nevertheless.
+  const uint64_t leavings = worker.layers * static_cast<uint64_t>(workers_);
+  for (uint32_t turns = 0; left_.load(std::memory_order_acquire) < leavings; spin(turns)) {
+    if (abandoned()) return false;
+  }
   Layer& layer = layers_[++worker.layers % 2];
   if (static_cast<int64_t>(layer.values.size()) < jobs.hidden_values()) {
     throw CapacityError("the CPU's jobs of a layer have " + std::to_string(jobs.hidden_values()) +
@@ -286,7 +298,7 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
     if (!compute_down(worker, jobs, piece, tokens, result, layer)) return false;
   }
   worker.waited_ns.store(worker.waiting_ns, std::memory_order_relaxed);
-  if (layer.left.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_) layer.reset();
+  if (left_.fetch_add(1, std::memory_order_acq_rel) + 1 == leavings + workers_) layer.reset();
   return true;
 }
 

@@ -8,8 +8,8 @@
 // 18 µs of a layer of 400. Many rows of x are quantized together too, with a barrier behind.
 // result [tokens, hidden] fp32 = sum over jobs of out_weight * down(silu(gate(x * in_weight)) * up(x *
 // in_weight)). A token's jobs are added in their order, so a result depends neither on the number of workers
-// nor on who computed what. All workers call run() with lists of the same jobs, one after another, each when
-// all have returned from the one before; whoever does not come must abandon().
+// nor on who computed what. All workers call run() with lists of the same jobs, one after another; nobody
+// begins one before all have left the one before. Whoever does not come must abandon().
 #pragma once
 
 #include <atomic>
@@ -52,7 +52,7 @@ class CpuTeam {
   void abandon() { abandoned_.store(true, std::memory_order_release); }
   bool abandoned() const { return abandoned_.load(std::memory_order_acquire); }
 
-  // Of worker `index`'s last run(): how long it waited for hidden values of others.
+  // Of worker `index`'s last run(): how long it waited for others.
   int64_t waited_ns(int index) const;
 
  private:
@@ -76,14 +76,12 @@ class CpuTeam {
     std::deque<Hidden> hidden;  // by job
     Claims known;
     Claims expected;
-    std::atomic<int> left = 0;  // workers that have
 
     void reset() {
       for (Claims* claims : {&known, &expected}) {
         claims->gate_up.reset();
         claims->down.reset();
       }
-      left = 0;
     }
   };
 
@@ -99,6 +97,7 @@ class CpuTeam {
   std::vector<std::unique_ptr<Worker>> all_;
   SpinBarrier barrier_;
   alignas(64) std::atomic<bool> abandoned_ = false;
+  alignas(64) std::atomic<uint64_t> left_ = 0;  // how often a worker has left a layer
   Layer layers_[2];
   bool shares_inputs_ = false;  // then this holds the quantized ones
   QuantizedActivations shared_input_;

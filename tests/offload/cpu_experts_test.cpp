@@ -412,6 +412,37 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("layers that are posted before the ones before are done are computed one after the other") {
+  // As by a GPU that has given up waiting for a worker without a core.
+  const Model model(SliceEncoding::int4, 1, 2, 7450);
+  const MissMailboxShape shape{6, 1, kHidden, 1};
+  FakeGpu gpu(shape);
+  auto options = with_threads(3);
+  options.on_begin = [](int worker, uint32_t step, int layer) {
+    if (step > 0 && worker == layer % 2) std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  };
+  CpuExperts cpu(options), batch(with_threads(1));
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+  int wrong = 0;
+  for (uint32_t step = 1; step < 10; ++step) {
+    std::vector<Values> x;
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      x.push_back(normal(kHidden, 1, 7460 + step * 6 + layer));
+      gpu.post(layer, step, x.back(), {0}, 1);
+    }
+    REQUIRE(gpu.done(shape.layers - 1, step));
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      CpuJobs jobs;
+      jobs.clear(model.kernel);
+      const TokenUse use;
+      model.add(jobs, 0, {&use, 1});
+      wrong += gpu.result(layer, kHidden) != computed(batch, jobs, x[layer]);
+    }
+  }
+  CHECK(wrong == 0);
+  cpu.stop_polling();
+}
+
 TEST_CASE("polling goes on where it was told to after a batch and a pause, and steps may be skipped") {
   const Model model(SliceEncoding::int8, 1, 1, 7500);
   FakeGpu gpu({2, 1, kHidden, 1});
