@@ -34,21 +34,18 @@ double best(const std::function<double()>& measure) {
 }
 
 // Calls measure(encoding) in rounds. Others may use the machine's memory now and then, so what the CPU reads
-// in a quarter of a second says little: of each encoding this returns the round with the median of `rank`.
-template <typename Measure, typename Rank = std::identity>
-auto median_of_rounds(const Measure& measure, const Rank& rank = {}) {
-  using Result = decltype(measure(SliceEncoding::int8));
-  ByFormat<std::vector<Result>> rounds;
+// in a quarter of a second says little: `to` gets, of each encoding, the round with the median of `rank`.
+template <typename Figure, typename Measure, typename Rank = std::identity>
+void take_medians(ByFormat<std::optional<Figure>>& to, const Measure& measure, const Rank& rank = {}) {
+  ByFormat<std::vector<Figure>> rounds;
   for (int i = 0; i < kRounds; ++i) {
     for (const auto encoding : kPacked) rounds[encoding].push_back(measure(encoding));
   }
-  ByFormat<Result> medians;
   for (const auto encoding : kPacked) {
     auto& results = rounds[encoding];
     std::ranges::nth_element(results, results.begin() + kRounds / 2, {}, rank);
-    medians[encoding] = results[kRounds / 2];
+    to[encoding] = results[kRounds / 2];
   }
-  return medians;
 }
 
 class Machinery {
@@ -222,12 +219,8 @@ Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
   CpuExpertsOptions options;
   options.threads = threads;
   CpuExperts cpu(options);
-  const auto one = median_of_rounds([&](auto encoding) { return machine.cpu_experts(cpu, encoding, 1); });
-  const auto four = median_of_rounds([&](auto encoding) { return machine.cpu_experts(cpu, encoding, 4); });
-  for (const auto encoding : kPacked) {
-    c.cpu_experts[encoding] = one[encoding];
-    c.cpu_experts_of_4[encoding] = four[encoding];
-  }
+  take_medians(c.cpu_experts, [&](auto encoding) { return machine.cpu_experts(cpu, encoding, 1); });
+  take_medians(c.cpu_experts_of_4, [&](auto encoding) { return machine.cpu_experts(cpu, encoding, 4); });
   if (!device.is_cuda()) {
     c.device_read = c.host_read;
     for (const auto encoding : kPacked) c.kernels[encoding] = *c.cpu_experts[encoding];
@@ -243,14 +236,11 @@ Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
   c.zero_copy = machine.zero_copy(SliceEncoding::int8);
   begins("both ways at once");
   const auto sum = [](const SharedRate& rate) { return rate.cpu + rate.device; };
-  const auto copies =
-      median_of_rounds([&](auto encoding) { return machine.beside_copies(cpu, encoding, c.link); }, sum);
-  const auto zero_copy = median_of_rounds(
+  take_medians(
+      c.beside_copies, [&](auto encoding) { return machine.beside_copies(cpu, encoding, c.link); }, sum);
+  take_medians(
+      c.beside_zero_copy,
       [&](auto encoding) { return machine.beside_zero_copy(cpu, encoding, *c.zero_copy); }, sum);
-  for (const auto encoding : kPacked) {
-    c.beside_copies[encoding] = copies[encoding];
-    c.beside_zero_copy[encoding] = zero_copy[encoding];
-  }
   return c;
 }
 

@@ -56,7 +56,7 @@ struct CpuExperts::Parts {
 
 struct CpuExperts::Polling {
   Polling(const MissMailbox& box, MakeCpuJobs make, uint32_t step, int workers)
-      : mailbox(box), make_jobs(std::move(make)), first_step(step), finish(workers), seen_ns(workers) {}
+      : mailbox(box), make_jobs(std::move(make)), first_step(step), seen_ns(workers) {}
 
   struct alignas(64) Seen {
     std::atomic<int64_t> ns = 0;
@@ -65,7 +65,6 @@ struct CpuExperts::Polling {
   const MissMailbox mailbox;
   const MakeCpuJobs make_jobs;
   const uint32_t first_step;
-  SpinBarrier finish;  // nobody waits for it; the last to arrive publishes the layer
   std::vector<Seen> seen_ns;
 };
 
@@ -221,7 +220,6 @@ void CpuExperts::poll(int worker) {
   Polling& polling = *polling_;
   CpuTeam& team = parts_->team;
   CpuJobs jobs, expected_jobs;
-  uint64_t round = 0;
   for (uint32_t step = polling.first_step;; ++step) {
     for (int layer = 0; layer < polling.mailbox.shape().layers; ++layer) {
       if (!wait_for_post(worker, layer, step, expected_jobs)) {
@@ -231,20 +229,22 @@ void CpuExperts::poll(int worker) {
       polling.seen_ns[worker].ns.store(now_ns(), std::memory_order_relaxed);
       const MissPost post = polling.mailbox.read(layer);
       bool expected = false;
+      auto outcome = CpuTeam::Outcome::abandoned;
       if (layer == 0) step = post.step;
       try {
         if (options_.on_begin) options_.on_begin(worker, step, layer);
         check_tokens(post.tokens, polling.mailbox.shape().tokens);
         polling.make_jobs(layer, post, jobs);
         expected = was_expected(layer, post);
-        if (!team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result, expected)) {
+        outcome = team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result, expected);
+        if (outcome == CpuTeam::Outcome::abandoned) {
           fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
           return;
         }
       } catch (const std::exception& error) {
         throw DeviceError("at " + place_of(step, layer) + ": " + error.what());
       }
-      if (polling.finish.arrive(++round)) {
+      if (outcome == CpuTeam::Outcome::left_last) {
         polling.mailbox.publish_done(layer, step);
         if (!jobs.jobs().empty()) count_layer(layer, jobs, expected);
       }

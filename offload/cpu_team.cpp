@@ -110,7 +110,7 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   explicit Worker(int number) : index(number) {}
 
   const int index;
-  uint64_t round = 0;   // of the barrier
+  uint64_t round = 0;   // of the inputs' barrier
   uint64_t layers = 0;  // run() calls
   const CpuJobs* jobs = nullptr;
   Phase gate_up;
@@ -126,7 +126,7 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
 };
 
 CpuTeam::CpuTeam(int workers, int64_t prefetch_bytes)
-    : workers_(workers), prefetch_bytes_(prefetch_bytes), barrier_(workers) {
+    : workers_(workers), prefetch_bytes_(prefetch_bytes), inputs_barrier_(workers), layer_barrier_(workers) {
   for (int i = 0; i < workers; ++i) all_.push_back(std::make_unique<Worker>(i));
 }
 
@@ -150,8 +150,8 @@ void CpuTeam::reserve(int64_t hidden_values) {
       hidden.layer.store(0, std::memory_order_relaxed);
     }
   }
-  barrier_.reset();
-  left_ = 0;
+  inputs_barrier_.reset();
+  layer_barrier_.reset();
   for (auto& worker : all_) {
     worker->round = worker->layers = 0;
     worker->expects = false;
@@ -191,7 +191,7 @@ void CpuTeam::compute_gate_up(Worker& worker, const CpuJobs& jobs, WorkPiece pie
     const int64_t columns = job.columns.count();
     kernel.gate_up(job.slice, {input, jobs.use_inputs(job), job.uses}, begin, end,
                    values + begin - job.columns.begin, columns, worker.ahead);
-    Hidden& hidden = layer.hidden[&job - jobs.jobs().data()];
+    Hidden& hidden = layer.hidden_of(jobs, job);
     if (hidden.computed.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin < columns) return;
     hidden.quantized.assign(kernel.layout().encoding, values, job.uses, columns);
     hidden.computed.store(0, std::memory_order_relaxed);
@@ -205,7 +205,7 @@ bool CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
   const int64_t first = piece.begin * kDownRows, last = piece.end * kDownRows, rows = last - first;
   worker.sums.assign(jobs.all_uses() * rows, 0.0f);
   for (const auto& job : jobs.jobs()) {
-    const Hidden& hidden = layer.hidden[&job - jobs.jobs().data()];
+    const Hidden& hidden = layer.hidden_of(jobs, job);
     const auto ready = [&] { return hidden.layer.load(std::memory_order_acquire) == worker.layers; };
     if (!ready() && !wait(worker, ready)) return false;
     const DownOutput out{worker.sums.data() + job.uses_before * rows, rows, nullptr, jobs.use_weights(job)};
@@ -259,13 +259,12 @@ void CpuTeam::ask_ahead(int index) {
   if (worker.expects && worker.asked < kMostAskedAhead) worker.ask(kAskedAtOnce);
 }
 
-bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
-                  bool expected) {
+CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+                              bool expected) {
   Worker& worker = *all_[index];
   // A GPU that has waited too long for a layer posts the next ones nevertheless.
-  const uint64_t leavings = worker.layers * static_cast<uint64_t>(workers_);
-  for (uint32_t turns = 0; left_.load(std::memory_order_acquire) < leavings; spin(turns)) {
-    if (abandoned()) return false;
+  for (uint32_t turns = 0; !layer_barrier_.released(worker.layers); spin(turns)) {
+    if (abandoned()) return Outcome::abandoned;
   }
   Layer& layer = layers_[++worker.layers % 2];
   if (static_cast<int64_t>(layer.values.size()) < jobs.hidden_values()) {
@@ -282,24 +281,26 @@ bool CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens
   worker.waiting_ns = 0;
   const int64_t distance = jobs.kernel().prefetch_distance(jobs.most_uses(), prefetch_bytes_);
   worker.ask(std::max<int64_t>(0, distance - worker.asked));
-  worker.ahead.set_head_start(worker.asked - distance);
+  worker.ahead.add_head_start(worker.asked - distance);
 
   quantize_inputs(worker, jobs, x);
   if (shares_inputs_) {
     const uint64_t round = ++worker.round;
-    if (barrier_.arrive(round)) {
-      barrier_.release(round);
-    } else if (!wait(worker, [&] { return barrier_.released(round); })) {
-      return false;
+    if (inputs_barrier_.arrive(round)) {
+      inputs_barrier_.release(round);
+    } else if (!wait(worker, [&] { return inputs_barrier_.released(round); })) {
+      return Outcome::abandoned;
     }
   }
   for (WorkPiece piece; worker.gate_up.next(piece);) compute_gate_up(worker, jobs, piece, layer);
   for (WorkPiece piece; worker.down.next(piece);) {
-    if (!compute_down(worker, jobs, piece, tokens, result, layer)) return false;
+    if (!compute_down(worker, jobs, piece, tokens, result, layer)) return Outcome::abandoned;
   }
   worker.waited_ns.store(worker.waiting_ns, std::memory_order_relaxed);
-  if (left_.fetch_add(1, std::memory_order_acq_rel) + 1 == leavings + workers_) layer.reset();
-  return true;
+  if (!layer_barrier_.arrive(worker.layers)) return Outcome::left;
+  layer.reset();
+  layer_barrier_.release(worker.layers);
+  return Outcome::left_last;
 }
 
 }  // namespace lighter::offload

@@ -42,11 +42,15 @@ class CpuTeam {
   void expect(int index, const CpuJobs& jobs);
   void ask_ahead(int index);
 
+  enum class Outcome {
+    abandoned,  // by somebody
+    left,       // while others may be at work
+    left_last,  // the result is whole
+  };
   // The share of worker `index`. expected: the jobs are what expect() was given, or would have been, which
-  // must be so for all workers or none. x, result: [tokens, hidden]. False: somebody has abandoned the team.
-  // When all have returned true, result is whole.
-  bool run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
-           bool expected = false);
+  // must be so for all workers or none. x, result: [tokens, hidden].
+  Outcome run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+              bool expected = false);
 
   // Lets those go that wait for others. Any thread.
   void abandon() { abandoned_.store(true, std::memory_order_release); }
@@ -74,6 +78,9 @@ class CpuTeam {
     };
     std::vector<float> values;  // hidden, of all jobs
     std::deque<Hidden> hidden;  // by job
+    Hidden& hidden_of(const CpuJobs& jobs, const CpuJobs::Job& job) {
+      return hidden[static_cast<size_t>(&job - jobs.jobs().data())];
+    }
     Claims known;
     Claims expected;
 
@@ -95,9 +102,9 @@ class CpuTeam {
   const int workers_;
   const int64_t prefetch_bytes_;
   std::vector<std::unique_ptr<Worker>> all_;
-  SpinBarrier barrier_;
+  SpinBarrier inputs_barrier_;  // behind shared inputs
+  SpinBarrier layer_barrier_;   // rounds are layers: waited for at the next one's beginning
   alignas(64) std::atomic<bool> abandoned_ = false;
-  alignas(64) std::atomic<uint64_t> left_ = 0;  // how often a worker has left a layer
   Layer layers_[2];
   bool shares_inputs_ = false;  // then this holds the quantized ones
   QuantizedActivations shared_input_;

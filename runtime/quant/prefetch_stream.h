@@ -39,8 +39,7 @@ class PrefetchStream {
   void ask_bytes(int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) ask_line();
   }
-  // So many bytes have been asked for beyond the usual distance, or so many more.
-  void set_head_start(int64_t bytes) { head_start_ = bytes; }
+  // So many bytes more have been asked for beyond the usual distance.
   void add_head_start(int64_t bytes) { head_start_ += bytes; }
 
   // A line of weights is used.

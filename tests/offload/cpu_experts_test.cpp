@@ -422,6 +422,10 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
     if (step > 0 && worker == layer % 2) std::this_thread::sleep_for(std::chrono::milliseconds(3));
   };
   CpuExperts cpu(options), batch(with_threads(1));
+  CpuJobs jobs;
+  jobs.clear(model.kernel);
+  const TokenUse use;
+  model.add(jobs, 0, {&use, 1});
   cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
   int wrong = 0;
   for (uint32_t step = 1; step < 10; ++step) {
@@ -432,10 +436,6 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
     }
     REQUIRE(gpu.done(shape.layers - 1, step));
     for (int layer = 0; layer < shape.layers; ++layer) {
-      CpuJobs jobs;
-      jobs.clear(model.kernel);
-      const TokenUse use;
-      model.add(jobs, 0, {&use, 1});
       wrong += gpu.result(layer, kHidden) != computed(batch, jobs, x[layer]);
     }
   }

@@ -23,7 +23,7 @@ TEST_CASE("after a head start a prefetch stream asks for every second line, unti
   const PrefetchRange range{row.data(), bytes, bytes, 1, nullptr, nullptr, 0};
   PrefetchStream stream(&range, &range + 1);
   stream.ask_bytes(640);
-  stream.set_head_start(256);
+  stream.add_head_start(256);
   std::vector<int64_t> taken;  // lines; -1: nothing new
   for (int i = 0; i < 12; ++i) {
     int64_t steps = 1;
@@ -32,7 +32,7 @@ TEST_CASE("after a head start a prefetch stream asks for every second line, unti
   }
   CHECK(taken == std::vector<int64_t>{-1, 10, -1, 11, -1, 12, -1, 13, 14, 15, 16, 17});
   // All of it, also where a row has more steps.
-  stream.set_head_start(128);
+  stream.add_head_start(128);
   for (const auto& [line, count] : std::vector<std::pair<int64_t, int64_t>>{{18, 2}, {-1, 2}, {20, 3}}) {
     int64_t steps = 3;
     const uint8_t* const from = stream.take_steps(1, steps, nullptr);
