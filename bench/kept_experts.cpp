@@ -10,11 +10,15 @@ namespace {
 
 std::string weights_of(const Config& config) {
   const ModelConfig& model = config.model;
-  const nlohmann::json all = {
-      model.path.string(),        model.synthetic,
-      dtype_name(model.dtype),    static_cast<int>(model.experts),
-      model.layers.value_or(0),   model.seed,
-      config.offload.slice_width, config.device.kind == DeviceConfig::Kind::cuda ? config.device.index : -1};
+  const nlohmann::json all = {model.path.string(),
+                              model.synthetic,
+                              dtype_name(model.dtype),
+                              static_cast<int>(model.experts),
+                              model.layers.value_or(0),
+                              model.seed,
+                              config.offload.slice_width,
+                              config.offload.near_pages,
+                              config.device.kind == DeviceConfig::Kind::cuda ? config.device.index : -1};
   return all.dump();
 }
 
@@ -58,10 +62,11 @@ std::shared_ptr<offload::ExpertStore> KeptExperts::store_for(const Point& point,
   const bool fits = model.plan.fits() && grid.total_bytes() + beside <= config.memory.host_budget_bytes;
   if (model.plan.all_resident || !fits || !needed_after(furthest_, weights, point)) return nullptr;
   drop();
-  device_ = config.device.kind == DeviceConfig::Kind::cuda
-                ? make_cuda_device(config.device.index, 0, grid.total_bytes())
-                : make_cpu_device(0, grid.total_bytes());
-  store_ = std::make_shared<offload::ExpertStore>(*device_, grid);
+  const uint64_t room = config.memory.host_budget_bytes - beside;
+  device_ = config.device.kind == DeviceConfig::Kind::cuda ? make_cuda_device(config.device.index, 0, room)
+                                                           : make_cpu_device(0, room);
+  const bool near_pages = config.offload.near_pages && config.model.experts != SliceEncoding::dense;
+  store_ = std::make_shared<offload::ExpertStore>(*device_, grid, near_pages);
   kept_weights_ = weights;
   budget_bytes_ = config.memory.host_budget_bytes;
   return store_;

@@ -50,10 +50,12 @@ void take_medians(ByFormat<std::optional<Figure>>& to, const Measure& measure, c
 
 class Machinery {
  public:
-  Machinery(Device& device, int threads, uint64_t host_bytes)
+  // Of host_bytes, the first quarter is read by the device and the rest by the CPU, as with missed slices.
+  Machinery(Device& device, int threads, uint64_t host_bytes, const Progress& progress)
       : device_(device),
         threads_(threads),
-        host_(device.allocate_host(host_bytes, "measuring rates")),
+        host_(
+            std::move(device.allocate_host_parts({{host_bytes}}, "measuring rates", true, progress).front())),
         arena_(device.allocate(kCopyBytes, "measuring rates")),
         stream_(device.new_copy_stream()),
         begin_(device.new_event()),
@@ -62,7 +64,7 @@ class Machinery {
   }
 
   double host_read() {
-    return best([&] { return host_read_rate(host_.data(), host_.bytes(), threads_); });
+    return best([&] { return host_read_rate(cpu_part(), cpu_bytes(), threads_); });
   }
 
   double link() {
@@ -72,13 +74,13 @@ class Machinery {
   // Plain reading by the CPU while copies run, together.
   double both() {
     std::vector<double> passes;
-    const double copied =
-        beside([&] { return copy_all(); }, link(), 2 * kSecondsEach,
-               [&](const auto& go_on) {
-                 while (go_on()) passes.push_back(host_read_rate(cpu_part(), host_.bytes() / 2, threads_));
-                 return 0.0;
-               })
-            .device;
+    const double copied = beside([&] { return copy_all(); }, link(), 2 * kSecondsEach,
+                                 [&](const auto& go_on) {
+                                   while (go_on())
+                                     passes.push_back(host_read_rate(cpu_part(), cpu_bytes(), threads_));
+                                   return 0.0;
+                                 })
+                              .device;
     return copied + *std::ranges::max_element(passes);
   }
 
@@ -117,13 +119,15 @@ class Machinery {
  private:
   using Enqueue = std::function<uint64_t()>;  // returns the bytes that will be read
 
-  std::byte* cpu_part() const { return host_.data() + host_.bytes() / 2; }
+  uint64_t device_bytes() const { return host_.bytes() / 4; }
+  std::byte* cpu_part() const { return host_.data() + device_bytes(); }
+  uint64_t cpu_bytes() const { return host_.bytes() - device_bytes(); }
 
   // Of the CPU's part. All encodings lie in the same bytes: the scales that one writes are scales or any
   // values of the other.
   const SliceField& field(SliceEncoding encoding) {
     auto& field = fields_[encoding];
-    if (!field) field.emplace(cpu_part(), host_.bytes() / 2, encoding, kHidden, kWidth);
+    if (!field) field.emplace(cpu_part(), cpu_bytes(), encoding, kHidden, kWidth);
     return *field;
   }
 
@@ -140,14 +144,14 @@ class Machinery {
   }
 
   uint64_t copy_all() {
-    for (uint64_t at = 0; at < host_.bytes() / 2; at += kCopyBytes) {
+    for (uint64_t at = 0; at < device_bytes(); at += kCopyBytes) {
       stream_->copy(arena_.data(), host_.data() + at, kCopyBytes);
     }
-    return host_.bytes() / 2;
+    return device_bytes();
   }
 
   uint64_t zero_copy_all(SliceEncoding encoding) {
-    return gpu().decode(*stream_, encoding, host_.data(), host_.bytes() / 2);
+    return gpu().decode(*stream_, encoding, host_.data(), device_bytes());
   }
 
   double timed(const Enqueue& enqueue) {
@@ -195,7 +199,8 @@ class Machinery {
 
 Rates measure_ceilings(Device& device, int threads, const Rates& given) {
   Rates rates = given;
-  Machinery machine(device, threads, ceilings_host_bytes(device.is_cuda()));
+  Machinery machine(device, threads, ceilings_host_bytes(device.is_cuda()),
+                    [](const std::string&, uint64_t, uint64_t) {});
   if (!rates.cpu_read) rates.cpu_read = machine.host_read();
   if (!rates.link) rates.link = machine.link();
   if (!rates.both && device.is_cuda()) rates.both = machine.both();
@@ -203,15 +208,15 @@ Rates measure_ceilings(Device& device, int threads, const Rates& given) {
   return rates;
 }
 
-Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
-                      const std::function<void(const std::string& what)>& begins) {
+Calibration calibrate(Device& device, int threads, uint64_t host_bytes, const Progress& progress) {
+  const auto begins = [&](const std::string& what) { progress(what, 0, 0); };
   Calibration c = default_calibration(device.is_cuda());
   c.device = device.name();
   c.cpu = cpu_name();
   c.threads = threads;
   c.date = utc_time("%Y-%m-%d");
+  Machinery machine(device, threads, host_bytes, progress);
   begins("host memory");
-  Machinery machine(device, threads, host_bytes);
   c.host_read = machine.host_read();
   begins("copies to the device");
   c.link = machine.link();

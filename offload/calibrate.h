@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <string>
 
 #include "offload/calibration.h"
 #include "runtime/device/device.h"
+#include "runtime/progress.h"
 
 namespace lighter::offload {
 
@@ -20,7 +20,7 @@ constexpr uint64_t ceilings_host_bytes(bool cuda) {
 // Of a host budget, and no more than a quarter of the machine's memory, which others may need. Large, so that
 // memory of different speed, where a machine has it, counts as it will in a model's store.
 constexpr uint64_t calibration_host_bytes(bool cuda, uint64_t host_budget, uint64_t machine_memory) {
-  constexpr uint64_t most = uint64_t{32} << 30, whole = uint64_t{256} << 20;  // halves of whole copies
+  constexpr uint64_t most = uint64_t{32} << 30, whole = uint64_t{512} << 20;  // quarters of whole copies
   const uint64_t least = ceilings_host_bytes(cuda);
   return cuda ? std::clamp(std::min(host_budget / 2, machine_memory / 4), least, most) / whole * whole
               : least;
@@ -32,8 +32,7 @@ Rates measure_ceilings(Device& device, int threads, const Rates& given);
 
 // Everything but dense kernels on the CPU, tensor_tflops, kv_read and the fixed costs, which stay those of
 // default_calibration(). Takes about half a minute. threads: of the CPU's experts. host_bytes: to read.
-// begins: told what is measured next. Throws as above, and what begins throws.
-Calibration calibrate(Device& device, int threads, uint64_t host_bytes,
-                      const std::function<void(const std::string& what)>& begins);
+// progress: told what is done next. Throws as above, and what progress throws.
+Calibration calibrate(Device& device, int threads, uint64_t host_bytes, const Progress& progress);
 
 }  // namespace lighter::offload

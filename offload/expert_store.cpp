@@ -5,12 +5,13 @@
 
 namespace lighter::offload {
 
-ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home)
+ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home,
+                         bool near_last)
     : device_(device),
       grid_(grid),
+      near_last_(near_last),
       offset_(grid.total_slices(), kNone),
-      layer_bytes_(grid.layers),
-      layers_(grid.layers) {
+      layer_bytes_(grid.layers) {
   for (int layer = 0; layer < grid.layers; ++layer) {
     for (int slice = 0; slice < grid.slices; ++slice) {
       for (int expert = 0; expert < grid.experts; ++expert) {
@@ -23,9 +24,9 @@ ExpertStore::ExpertStore(Device& device, const ExpertGrid& grid, const std::vect
   }
 }
 
-void ExpertStore::allocate_layer(int layer) {
-  layers_[layer] =
-      device_.allocate_host(layer_bytes_[layer], "the experts of MoE layer " + std::to_string(layer));
+void ExpertStore::allocate(const Progress& progress) {
+  layers_.clear();
+  layers_ = device_.allocate_host_parts(layer_bytes_, "the experts' home", near_last_, progress);
 }
 
 std::byte* ExpertStore::address(SliceId slice) const {

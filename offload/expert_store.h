@@ -15,17 +15,19 @@ namespace lighter::offload {
 
 class ExpertStore : public SliceSource {
  public:
-  // has_home: by grid index. Allocates nothing yet.
-  ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home);
+  // has_home: by grid index. near_last: the CPU computes what is missed of an expert's last slices, so near
+  // pages are for them; see Device::allocate_host_parts(). Allocates nothing yet.
+  ExpertStore(Device& device, const ExpertGrid& grid, const std::vector<bool>& has_home,
+              bool near_last = false);
   // Every slice has a home.
-  ExpertStore(Device& device, const ExpertGrid& grid)
-      : ExpertStore(device, grid, std::vector<bool>(grid.total_slices(), true)) {}
+  ExpertStore(Device& device, const ExpertGrid& grid, bool near_last = false)
+      : ExpertStore(device, grid, std::vector<bool>(grid.total_slices(), true), near_last) {}
 
-  // Allocates one layer's memory. Layers may be allocated by different threads.
-  void allocate_layer(int layer);
+  // Before anything is written. Throws CapacityError, DeviceError, and what progress throws.
+  void allocate(const Progress& progress);
 
   bool has_home(SliceId slice) const { return offset_[grid_.index(slice)] != kNone; }
-  // The slice's home; null when it has none. Its layer must be allocated.
+  // The slice's home; null when it has none. Of an allocated store.
   std::byte* address(SliceId slice) const;
   uint64_t bytes() const;
 
@@ -40,6 +42,7 @@ class ExpertStore : public SliceSource {
 
   Device& device_;
   const ExpertGrid grid_;
+  const bool near_last_;
   std::vector<uint64_t> offset_;  // by grid index, in its layer's buffer
   std::vector<uint64_t> layer_bytes_;
   std::vector<Buffer> layers_;

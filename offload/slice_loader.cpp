@@ -72,8 +72,8 @@ void SlicePager::load(const SliceSource& source, const Progress& progress) {
     progress("loading experts", done, grid_.total_bytes());
   };
 
+  if (!store_->filled()) store_->allocate(progress);
   for (int layer = 0; layer < grid_.layers; ++layer) {
-    if (!store_->filled()) store_->allocate_layer(layer);
     std::atomic<int> next_expert = 0;
     arena.execute([&] {
       tbb::parallel_for(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/device/near_pages.h"
 #include "runtime/error.h"
 
 namespace lighter::offload {
@@ -45,10 +46,16 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
                           " can be resident there; pin fewer experts or raise offload.resident or "
                           "memory.gpu_budget");
     }
-    // Stripes: slice 0 of every expert, then slice 1, …
+    // Stripes: a slice of every expert, then the next one, … Of those that are left out, the link brings the
+    // first ones and the CPU computes the last ones, so that each has the pages of the store that suit it.
+    const size_t striped_experts = static_cast<size_t>(grid.experts) - chosen.size() / grid.slices;
+    const size_t stripes =
+        striped_experts == 0 ? 0 : (capacity - chosen.size() + striped_experts - 1) / striped_experts;
+    const int left_out = std::max(0, grid.slices - static_cast<int>(stripes));
+    const int first = static_cast<int>(left_out * kFarShare);
     for (int i = 0; i < grid.slices && chosen.size() < capacity; ++i) {
       for (int expert = 0; expert < grid.experts && chosen.size() < capacity; ++expert) {
-        if (!is_pinned(expert)) chosen.push_back({layer, expert, i});
+        if (!is_pinned(expert)) chosen.push_back({layer, expert, (first + i) % grid.slices});
       }
     }
     const bool stays_for_ever =
@@ -71,7 +78,8 @@ SlicePager::SlicePager(Device& device, const ExpertGrid& grid, const PagerOption
       grid_(grid),
       options_(options),
       initial_(initial_residency(grid, options)),
-      store_(kept ? kept : std::make_shared<ExpertStore>(device, grid, initial_.has_home)),
+      store_(kept ? kept
+                  : std::make_shared<ExpertStore>(device, grid, initial_.has_home, options.near_pages)),
       own_store_(!kept),
       kept_bytes_(kept ? ExpertStore(device, grid, initial_.has_home).bytes() : 0),
       slots_memory_([&] {

@@ -33,6 +33,7 @@ struct PagerOptions {
   std::vector<ExpertId> pinned;  // resident for ever; they come before the others
   bool prefetch = true;
   int load_threads = 1;
+  bool near_pages = false;  // for the slices that the CPU computes
 };
 
 // What the device holds at the start: pinned experts whole, then the same share of every other expert's

@@ -57,16 +57,18 @@ int calibrate_command(const CalibrateOptions& options) {
   const uint64_t host =
       offload::calibration_host_bytes(cuda, config.memory.host_budget_bytes, machine_memory_bytes());
   const auto device =
-      cuda ? make_cuda_device(config.device.index, kDevice, host) : make_cpu_device(kDevice, host);
+      cuda ? make_cuda_device(config.device.index, kDevice, std::max(host, config.memory.host_budget_bytes))
+           : make_cpu_device(kDevice, host);
   const std::filesystem::path file =
       options.out.empty() ? calibration_path(device->name()) : std::filesystem::path(options.out);
 
-  const auto begins = [](const std::string& what) {
+  std::string latest;
+  const Progress progress = [&](const std::string& what, uint64_t, uint64_t) {
     if (interrupted()) throw Interrupted();
-    std::fprintf(stderr, "measuring: %s\n", what.c_str());
+    if (std::exchange(latest, what) != what) std::fprintf(stderr, "calibrating: %s\n", what.c_str());
   };
-  offload::Calibration calibration = offload::calibrate(*device, threads, host, begins);
-  begins("matrix products");
+  offload::Calibration calibration = offload::calibrate(*device, threads, host, progress);
+  progress("matrix products", 0, 0);
   const TorchRates torch = measure_torch_rates(*device, config.model.dtype, threads);
   calibration.tensor_tflops = torch.tensor_tflops;
   if (!cuda) calibration.kernels[SliceEncoding::dense] = torch.dense_gb_per_s;

@@ -78,6 +78,7 @@ struct OffloadConfig {
   std::vector<PinSelector> pin;  // experts that are never evicted
   PrefetchConfig prefetch;
   int64_t slice_width = 0;  // FFN columns in a slice; 0 = auto
+  bool near_pages = true;
   RoutingConfig routing;
 };
 

@@ -306,6 +306,14 @@ std::vector<ConfigKey> make_keys() {
        1,
        false,
        [](Config& c, const json& v) { c.offload.prefetch.depth = v.get<int>(); }},
+      {"offload.near_pages",
+       "Time the pages of host memory while the experts load, and have what the CPU computes in those that "
+       "it "
+       "reads fastest. Takes some seconds, and while it looks for such pages up to the host budget.",
+       {boolean()},
+       true,
+       false,
+       [](Config& c, const json& v) { c.offload.near_pages = v.get<bool>(); }},
       {"offload.slice_width",
        "FFN columns in one slice of an expert: auto or a count.",
        {words({"auto"}), integer(1, 1'048'576)},

@@ -10,6 +10,7 @@
 
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
+#include "runtime/device/near_pages.h"
 #include "runtime/error.h"
 #include "runtime/step_number.h"
 
@@ -193,6 +194,23 @@ class CpuDevice : public Device {
   Buffer allocate(size_t bytes, const std::string& what) override { return map(device_budget_, bytes, what); }
   Buffer allocate_host(size_t bytes, const std::string& what) override {
     return map(host_budget_, bytes, what);
+  }
+  std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
+                                          bool near_last, const Progress& progress) override {
+    const HostParts parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
+    std::vector<Buffer> buffers;
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      const uint64_t mapped = parts.mapped_bytes_of(i), entered = bytes[i];
+      if (mapped == 0) {
+        buffers.emplace_back();
+        continue;
+      }
+      buffers.emplace_back(parts.part(i), entered, [this, mapped, entered](void* memory) {
+        unmap_host_memory(memory, mapped);
+        host_budget_.give_back(entered);
+      });
+    }
+    return buffers;
   }
   MemoryBudget& device_budget() override { return device_budget_; }
   MemoryBudget& host_budget() override { return host_budget_; }

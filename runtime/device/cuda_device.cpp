@@ -5,6 +5,7 @@
 #include "runtime/device/device.h"
 #include "runtime/device/host_memory.h"
 #include "runtime/device/host_words.h"
+#include "runtime/device/near_pages.h"
 #include "runtime/error.h"
 
 namespace lighter {
@@ -159,6 +160,36 @@ class CudaDevice : public Device {
       unmap_host_memory(memory, bytes);
       host_budget_.give_back(bytes);
     });
+  }
+
+  std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
+                                          bool near_last, const Progress& progress) override {
+    const HostParts parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
+    std::vector<Buffer> buffers;  // of these, those that are page-locked
+    try {
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        const uint64_t mapped = parts.mapped_bytes_of(i), entered = bytes[i];
+        if (mapped == 0) {
+          buffers.emplace_back();
+          continue;
+        }
+        check(cudaHostRegister(parts.part(i), mapped, cudaHostRegisterPortable | cudaHostRegisterMapped),
+              ("page-locking " + format_bytes(mapped) + " of host memory for " + what).c_str());
+        buffers.emplace_back(parts.part(i), entered, [this, mapped, entered](void* memory) {
+          log_failure(cudaHostUnregister(memory), "releasing page-locked memory");
+          unmap_host_memory(memory, mapped);
+          host_budget_.give_back(entered);
+        });
+        progress("page-locking host memory", parts.begins[i] + mapped, parts.mapped_bytes);
+      }
+    } catch (...) {
+      for (size_t i = buffers.size(); i < bytes.size(); ++i) {
+        unmap_host_memory(parts.part(i), parts.mapped_bytes_of(i));
+        host_budget_.give_back(bytes[i]);
+      }
+      throw;
+    }
+    return buffers;
   }
 
   MemoryBudget& device_budget() override { return device_budget_; }

@@ -12,8 +12,10 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "runtime/memory/memory_budget.h"
+#include "runtime/progress.h"
 
 namespace lighter {
 
@@ -99,6 +101,10 @@ class Device {
   virtual Buffer allocate(size_t bytes, const std::string& what) = 0;
   // Host memory that copy streams read at full rate (page-locked on CUDA), aligned to 4096 bytes.
   virtual Buffer allocate_host(size_t bytes, const std::string& what) = 0;
+  // A buffer of such memory for each of `bytes`, for gigabytes, with progress. near_last: the CPU reads what
+  // lies at the end of each of them, so pages that are near it lie there; see near_pages.h.
+  virtual std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
+                                                  bool near_last, const Progress& progress) = 0;
 
   virtual MemoryBudget& device_budget() = 0;
   virtual MemoryBudget& host_budget() = 0;

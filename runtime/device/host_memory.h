@@ -6,7 +6,9 @@
 
 namespace lighter {
 
-// Throws CapacityError when the system has no memory left. Zero-filled.
+inline constexpr size_t kHugePage = size_t{2} << 20;
+
+// From a huge page's boundary on. Throws CapacityError when the system has no memory left. Zero-filled.
 void* map_host_memory(size_t bytes);
 void unmap_host_memory(void* data, size_t bytes) noexcept;
 
@@ -15,5 +17,7 @@ void touch_host_memory(void* data, size_t bytes);
 
 // Of the machine, free or not, in bytes.
 uint64_t machine_memory_bytes();
+// What the system could still give to programs, in bytes.
+uint64_t available_memory_bytes();
 
 }  // namespace lighter

@@ -107,7 +107,7 @@ TEST_CASE("calibrating takes half of the host budget, within limits and a quarte
   CHECK(calibration_host_bytes(true, 110 * gib, 512 * gib) == 32 * gib);
   CHECK(calibration_host_bytes(true, 20 * gib, 126 * gib) == 10 * gib);
   CHECK(calibration_host_bytes(true, 20 * gib, 12 * gib) == 4 * gib);
-  CHECK(calibration_host_bytes(true, 20'330'000'001, 512 * gib) % (gib / 4) == 0);
+  CHECK(calibration_host_bytes(true, 20'330'000'001, 512 * gib) % (gib / 2) == 0);
   CHECK(calibration_host_bytes(false, 110 * gib, 126 * gib) == gib);
 }
 
@@ -122,9 +122,9 @@ TEST_CASE("the CPU's rates are measured within the budgets, and what is given is
   CHECK_FALSE(rates.both);
 
   int told = 0;
-  const Calibration c =
-      calibrate(*device, 2, ceilings_host_bytes(false), [&](const std::string&) { ++told; });
-  CHECK(told == 3);
+  const Calibration c = calibrate(*device, 2, ceilings_host_bytes(false),
+                                  [&](const std::string&, uint64_t, uint64_t) { ++told; });
+  CHECK(told >= 4);
   CHECK(c.measured());
   CHECK(c.device == device->name());
   CHECK(*c.cpu_experts[SliceEncoding::int8] > 0.01);

@@ -51,6 +51,10 @@ class ManualDevice : public Device {
   Buffer allocate_host(size_t bytes, const std::string& what) override {
     return memory_->allocate_host(bytes, what);
   }
+  std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
+                                          bool near_last, const Progress& progress) override {
+    return memory_->allocate_host_parts(bytes, what, near_last, progress);
+  }
   MemoryBudget& device_budget() override { return memory_->device_budget(); }
   MemoryBudget& host_budget() override { return memory_->host_budget(); }
   uint64_t driver_used_bytes() const override { return memory_->driver_used_bytes(); }

@@ -31,6 +31,10 @@ class LaggingDevice : public Device {
   Buffer allocate_host(size_t bytes, const std::string& what) override {
     return device_->allocate_host(bytes, what);
   }
+  std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
+                                          bool near_last, const Progress& progress) override {
+    return device_->allocate_host_parts(bytes, what, near_last, progress);
+  }
   MemoryBudget& device_budget() override { return device_->device_budget(); }
   MemoryBudget& host_budget() override { return device_->host_budget(); }
   uint64_t driver_used_bytes() const override { return device_->driver_used_bytes(); }

@@ -124,13 +124,33 @@ TEST_CASE("big experts are staged by fewer threads, so that staging stays at one
   CHECK(load_staging_bytes(huge, options) == 0);
 }
 
+TEST_CASE(
+    "at the start the residents leave out an expert's first slices for the link, and more last ones for the "
+    "CPU") {
+  const ExpertGrid grid{2, 3, 16, 256};
+  PagerOptions options = static_options(0);
+  options.pinned = {{1, 2}};
+  options.residents_per_layer = {24, 16 + 16};  // half of each expert that is not pinned
+  const InitialResidency residency = initial_residency(grid, options);
+  for (int layer = 0; layer < 2; ++layer) {
+    for (int expert = 0; expert < 3; ++expert) {
+      for (int slice = 0; slice < 16; ++slice) {
+        CAPTURE(slice);
+        const bool resident = (layer == 1 && expert == 2) || (slice >= 2 && slice < 10);
+        CHECK(std::ranges::count(residency.layers[layer], SliceId{layer, expert, slice}) == resident);
+      }
+    }
+  }
+}
+
 TEST_CASE("progress reaches the whole, one call at a time, and may stop the loading") {
   const PatternSource source(kGrid);
   const auto device = make_cpu_device(1 << 24, 1 << 24);
   {
     SlicePager pager(*device, kGrid, static_options(4));
     uint64_t last = 0;
-    pager.load(source, [&](const std::string&, uint64_t done, uint64_t total) {
+    pager.load(source, [&](const std::string& what, uint64_t done, uint64_t total) {
+      if (what != "loading experts") return;
       CHECK(done == last + kGrid.expert_bytes());
       CHECK(total == kGrid.total_bytes());
       last = done;

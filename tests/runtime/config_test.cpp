@@ -42,6 +42,7 @@ offload:
   pin: ["0-3/*", "7/2,5"]
   prefetch: {enabled: false, depth: 8}
   slice_width: 128
+  near_pages: false
   routing: {schedule: zipf:1.1, seed: 5}
 cpu: {threads: 4}
 generate: {max_tokens: 9, temperature: 0.7, top_k: 40, top_p: 0.9, min_p: 0.05, seed: 7, stop: ["\n", "1"],
@@ -69,6 +70,7 @@ generate: {max_tokens: 9, temperature: 0.7, top_k: 40, top_p: 0.9, min_p: 0.05, 
   CHECK(!c.offload.prefetch.enabled);
   CHECK(c.offload.prefetch.depth == 8);
   CHECK(c.offload.slice_width == 128);
+  CHECK(!c.offload.near_pages);
   CHECK(c.offload.routing.schedule == RoutingConfig::Schedule::zipf);
   CHECK(c.offload.routing.zipf_s == doctest::Approx(1.1));
   CHECK(c.offload.routing.seed == 5);
@@ -105,8 +107,10 @@ TEST_CASE("formats: one for all that single keys override, and one for each laye
   CHECK(load(kMinimal, {"model.experts=int8", "model.format=int4"}).model.experts == int8);
 
   CHECK(error_of(kMinimal, {"model.shared={0-3: int8, \"2,9\": int4}"}) ==
-        "--set model.shared={0-3: int8, \"2,9\": int4}: 'model.shared': '0-3' and '2,9' overlap; name each layer once");
-  CHECK(error_of("model:\n  path: m\n  attention:\n    0-: int8\n").starts_with("f.yaml:4:5: 'model.attention' must be"));
+        "--set model.shared={0-3: int8, \"2,9\": int4}: 'model.shared': '0-3' and '2,9' overlap; name each "
+        "layer once");
+  CHECK(error_of("model:\n  path: m\n  attention:\n    0-: int8\n")
+            .starts_with("f.yaml:4:5: 'model.attention' must be"));
   CHECK(error_of("model:\n  path: m\n  attention:\n    0: int9\n") ==
         "f.yaml:4:8: 'model.attention[\"0\"]' must be one of dtype, int8, int4, but is 'int9'");
 }
