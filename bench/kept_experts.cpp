@@ -65,7 +65,9 @@ std::shared_ptr<offload::ExpertStore> KeptExperts::store_for(const Point& point,
   const uint64_t room = config.memory.host_budget_bytes - beside;
   device_ = config.device.kind == DeviceConfig::Kind::cuda ? make_cuda_device(config.device.index, 0, room)
                                                            : make_cpu_device(0, room);
-  const bool near_pages = config.offload.near_pages && config.model.experts != SliceEncoding::dense;
+  // Some point will have the CPU compute of them.
+  const bool near_pages = config.offload.near_pages && config.model.experts != SliceEncoding::dense &&
+                          config.device.kind == DeviceConfig::Kind::cuda;
   store_ = std::make_shared<offload::ExpertStore>(*device_, grid, near_pages);
   kept_weights_ = weights;
   budget_bytes_ = config.memory.host_budget_bytes;

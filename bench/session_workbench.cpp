@@ -365,7 +365,9 @@ Rates SessionWorkbench::measure_rates(const Rates& given) {
   const bool cuda = cuda_index_ >= 0;
   constexpr uint64_t kDevice = offload::kCalibrationDeviceBytes;
   const uint64_t host = offload::ceilings_host_bytes(cuda);
-  const auto device = cuda ? make_cuda_device(cuda_index_, kDevice, host) : make_cpu_device(kDevice, host);
+  const uint64_t to_choose_from = std::max(host, machine_memory_bytes() / 4);
+  const auto device =
+      cuda ? make_cuda_device(cuda_index_, kDevice, to_choose_from) : make_cpu_device(kDevice, host);
   return offload::measure_ceilings(*device, std::max(1, cuda ? cores - 1 : cores), given);
 }
 

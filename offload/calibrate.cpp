@@ -9,6 +9,7 @@
 
 #include "offload/cpu_rates.h"
 #include "offload/gpu_rates.h"
+#include "runtime/device/near_pages.h"
 #include "runtime/utc_time.h"
 
 namespace lighter::offload {
@@ -20,7 +21,7 @@ constexpr uint64_t kCopyBytes = uint64_t{128} << 20;
 constexpr uint64_t kReadBytes = uint64_t{1} << 30;  // of device memory
 constexpr int kRounds = 5;
 constexpr double kSecondsEach = 0.25;
-constexpr int64_t kHidden = 5120, kWidth = 256;  // slices like Scout's
+constexpr int64_t kHidden = 5120, kWidth = 512;  // slices like Scout's
 constexpr SliceEncoding kPacked[] = {SliceEncoding::int8, SliceEncoding::int4};
 
 double seconds_since(Clock::time_point begin) {
@@ -50,12 +51,13 @@ void take_medians(ByFormat<std::optional<Figure>>& to, const Measure& measure, c
 
 class Machinery {
  public:
-  // Of host_bytes, the first quarter is read by the device and the rest by the CPU, as with missed slices.
+  // The device reads the first part of host_bytes, and the CPU the rest, as with missed slices.
   Machinery(Device& device, int threads, uint64_t host_bytes, const Progress& progress)
       : device_(device),
         threads_(threads),
-        host_(
-            std::move(device.allocate_host_parts({{host_bytes}}, "measuring rates", true, progress).front())),
+        host_(std::move(
+            device.allocate_host_parts({{host_bytes}}, "measuring rates", device.is_cuda(), progress)
+                .front())),
         arena_(device.allocate(kCopyBytes, "measuring rates")),
         stream_(device.new_copy_stream()),
         begin_(device.new_event()),
@@ -119,7 +121,9 @@ class Machinery {
  private:
   using Enqueue = std::function<uint64_t()>;  // returns the bytes that will be read
 
-  uint64_t device_bytes() const { return host_.bytes() / 4; }
+  uint64_t device_bytes() const {
+    return static_cast<uint64_t>(static_cast<double>(host_.bytes()) * kFarShare) / kCopyBytes * kCopyBytes;
+  }
   std::byte* cpu_part() const { return host_.data() + device_bytes(); }
   uint64_t cpu_bytes() const { return host_.bytes() - device_bytes(); }
 

@@ -10,9 +10,10 @@
 
 namespace lighter::offload {
 
-// What both functions take of a device's budget at most, for as long as they run, and of the host's.
+// What both functions take of a device's budget at most, for as long as they run, and of the host's, of which
+// they may hold more for a moment to choose near pages from.
 inline constexpr uint64_t kCalibrationDeviceBytes = (uint64_t{1} << 30) + (uint64_t{256} << 20);
-// The CPU reads half of it over and over, so that must be far more than its last-level cache: 300 MB on the
+// The CPU reads most of it over and over, so that must be far more than its last-level cache: 300 MB on the
 // hosts of large GPUs.
 constexpr uint64_t ceilings_host_bytes(bool cuda) {
   return uint64_t{cuda ? 4u : 1u} << 30;

@@ -52,10 +52,9 @@ InitialResidency initial_residency(const ExpertGrid& grid, const PagerOptions& o
     const size_t stripes =
         striped_experts == 0 ? 0 : (capacity - chosen.size() + striped_experts - 1) / striped_experts;
     const int left_out = std::max(0, grid.slices - static_cast<int>(stripes));
-    const int first = static_cast<int>(left_out * kFarShare);
-    for (int i = 0; i < grid.slices && chosen.size() < capacity; ++i) {
+    for (int i = static_cast<int>(left_out * kFarShare); i < grid.slices && chosen.size() < capacity; ++i) {
       for (int expert = 0; expert < grid.experts && chosen.size() < capacity; ++expert) {
-        if (!is_pinned(expert)) chosen.push_back({layer, expert, (first + i) % grid.slices});
+        if (!is_pinned(expert)) chosen.push_back({layer, expert, i});
       }
     }
     const bool stays_for_ever =

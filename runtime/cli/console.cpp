@@ -1,5 +1,7 @@
 #include "runtime/cli/console.h"
 
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -27,6 +29,12 @@ const std::atomic<bool>& interrupted() {
 void catch_ctrl_c() {
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
+}
+
+void log_to_stderr() {
+  const auto logger = spdlog::stderr_logger_mt("lighter");
+  logger->set_pattern(isatty(STDERR_FILENO) != 0 ? "\r\033[K%l: %v" : "%l: %v");
+  spdlog::set_default_logger(logger);
 }
 
 ProgressLine::ProgressLine(ProgressUnit unit) : unit_(unit), terminal_(isatty(STDERR_FILENO) != 0) {}

@@ -11,6 +11,8 @@ namespace lighter::cli {
 // Set by Ctrl-C. The first one ends the work after the step at hand; a second one ends the process.
 const std::atomic<bool>& interrupted();
 void catch_ctrl_c();
+// What the libraries have to say goes to stderr, and over a progress line that is being shown.
+void log_to_stderr();
 
 enum class ProgressUnit { bytes, tokens };
 

@@ -176,6 +176,7 @@ int dispatch(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   lighter::cli::catch_ctrl_c();
+  lighter::cli::log_to_stderr();
   try {
     return dispatch(argc, argv);
   } catch (const lighter::Interrupted&) {

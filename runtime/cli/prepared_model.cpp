@@ -192,13 +192,6 @@ std::string why_eager(const PreparedModel& model, const Config& config) {
 }
 
 // Sets miss and why_miss.
-// Whether the CPU may compute what is missed, and pages are to be chosen for it.
-bool near_pages(const Config& config) {
-  using Miss = OffloadConfig::Miss;
-  return config.offload.near_pages && config.model.experts != SliceEncoding::dense &&
-         config.offload.miss != Miss::fetch && config.offload.miss != Miss::zero_copy;
-}
-
 void choose_miss(PreparedModel& model, const Config& config) {
   using Miss = OffloadConfig::Miss;
   const bool quantized = config.model.experts != SliceEncoding::dense;
@@ -283,7 +276,6 @@ PreparedModel prepare(const Config& config) {
     request.fixed.push_back({"quantizing", 0, request.load_threads * scratch});
   }
   model.plan = offload::make_plan(request);
-  model.plan.pager.near_pages = near_pages(config);
   return model;
 }
 

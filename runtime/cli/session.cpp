@@ -55,9 +55,11 @@ std::unique_ptr<ExpertExecutor> make_executor(Device& device, const PreparedMode
     resident->load(kept && kept->filled() ? static_cast<const SliceSource&>(*kept) : source, progress);
     return resident;
   }
-  const int depth = model.plan.pager.prefetch ? config.offload.prefetch.depth : 0;
-  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), model.plan.pager,
-                                                      depth, batch_share(model, config), std::move(kept));
+  offload::PagerOptions options = model.plan.pager;
+  options.near_pages = config.offload.near_pages && cpu_shares_prompts(model, config);
+  const int depth = options.prefetch ? config.offload.prefetch.depth : 0;
+  auto pager = std::make_unique<offload::ExpertPager>(device, grid, std::move(format), options, depth,
+                                                      batch_share(model, config), std::move(kept));
   pager->load(source, progress);
   return pager;
 }

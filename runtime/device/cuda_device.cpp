@@ -166,6 +166,7 @@ class CudaDevice : public Device {
                                           bool near_last, const Progress& progress) override {
     const HostParts parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
     std::vector<Buffer> buffers;  // of these, those that are page-locked
+    buffers.reserve(bytes.size());
     try {
       for (size_t i = 0; i < bytes.size(); ++i) {
         const uint64_t mapped = parts.mapped_bytes_of(i), entered = bytes[i];

@@ -10,9 +10,12 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "runtime/bytes.h"
 #include "runtime/device/host_memory.h"
@@ -23,15 +26,19 @@ namespace lighter {
 namespace {
 
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kGiB = uint64_t{1} << 30;
 constexpr double kTellingRatio = 1.25;
 constexpr int kTimes = 3;
-constexpr uint64_t kTouchedAtOnce = uint64_t{1} << 30;
-constexpr uint64_t kWorthSorting = uint64_t{1} << 30;
-constexpr uint64_t kLeftToOthers = uint64_t{4} << 30;  // of the machine's memory, while others are tried
+constexpr uint64_t kTouchedAtOnce = kGiB;  // between two calls of progress
+constexpr uint64_t kWorthSorting = 4 * kGiB;
+constexpr uint64_t kTriedAtOnce = 2 * kGiB;   // at least, since caches must not hold much of it
+constexpr uint64_t kLeftToOthers = 4 * kGiB;  // of the machine's memory, while others are tried
+constexpr const char* kPreparing = "preparing host memory";
+constexpr const char* kTiming = "timing host memory";
 
 class Mapping {
  public:
-  explicit Mapping(uint64_t bytes) : data_(static_cast<std::byte*>(map_host_memory(bytes))), bytes_(bytes) {}
+  Mapping(void* data, uint64_t bytes) : data_(static_cast<std::byte*>(data)), bytes_(bytes) {}
   ~Mapping() {
     if (data_ != nullptr) unmap_host_memory(data_, bytes_);
   }
@@ -39,13 +46,14 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
 
   std::byte* data() const { return data_; }
-  uint64_t bytes() const { return bytes_; }
   std::byte* release() { return std::exchange(data_, nullptr); }
 
-  void touch(uint64_t from, uint64_t to, const std::function<void(uint64_t bytes)>& done) const {
-    for (uint64_t at = from; at < to; at += kTouchedAtOnce) {
-      touch_host_memory(data_ + at, std::min(kTouchedAtOnce, to - at));
-      done(std::min(at + kTouchedAtOnce, to));
+  // before: bytes that were touched elsewhere.
+  void touch(uint64_t before, uint64_t total, const Progress& progress) const {
+    for (uint64_t at = 0; at < bytes_; at += kTouchedAtOnce) {
+      const uint64_t here = std::min(kTouchedAtOnce, bytes_ - at);
+      touch_host_memory(data_ + at, here);
+      progress(kPreparing, before + at + here, total);
     }
   }
 
@@ -82,21 +90,50 @@ std::vector<bool> most_wanted(const HostParts& parts, size_t count, size_t near)
   return wanted;
 }
 
+struct Move {
+  std::byte* from;
+  size_t to;  // page
+  size_t pages;
+};
+
 // Pages to choose from, in mappings of their own.
 class Candidates {
  public:
-  explicit Candidates(const PageTimes& times) : measure_(times) {}
-
-  void add(size_t pages, const std::function<void(uint64_t bytes)>& touched) {
-    mappings_.push_back(std::make_unique<Mapping>(pages * kHugePage));
-    mappings_.back()->touch(0, pages * kHugePage, touched);
-    const std::vector<float> times = measure_(mappings_.back()->data(), pages);
-    times_.insert(times_.end(), times.begin(), times.end());
+  void add(size_t count, uint64_t total_bytes, const PageTimes& measure, const Progress& progress) {
+    const uint64_t bytes = count * kHugePage;
+    mappings_.push_back(std::make_unique<Mapping>(map_host_memory(bytes), bytes));
+    const Mapping& mapping = *mappings_.back();
+    const uint64_t before = pages_.size() * kHugePage;
+    mapping.touch(before, std::max(total_bytes, before + bytes), progress);
+    for (const float time : measure(mapping.data(), count, progress)) times_.push_back(time);
+    for (size_t i = 0; i < count; ++i) {
+      pages_.push_back({mapping.data() + i * kHugePage, mappings_.size()});
+    }
     near_ = near_ones(times_);
     near_count_ = static_cast<size_t>(std::ranges::count(near_, true));
   }
 
   size_t near_count() const { return near_count_; }
+
+  // A page for each of `wanted`, near ones where they are wanted; of both there are enough.
+  std::vector<Move> moves(const std::vector<bool>& wanted) const {
+    std::vector<Move> moves;
+    size_t next[2] = {0, 0};  // far, near
+    const Page* last = nullptr;
+    for (size_t to = 0; to < wanted.size(); ++to) {
+      size_t& i = next[wanted[to]];
+      while (near_[i] != wanted[to]) ++i;
+      const Page& page = pages_[i++];
+      if (last != nullptr && last + 1 == &page && last->mapping == page.mapping) {
+        ++moves.back().pages;
+      } else {
+        moves.push_back({page.data, to, 1});
+      }
+      last = &page;
+    }
+    return moves;
+  }
+
   // kept: how many pages stay.
   void log(size_t kept) const {
     std::vector<float> sorted = times_;
@@ -115,59 +152,33 @@ class Candidates {
         rate((near_count_ + count) / 2));
   }
 
-  struct Move {
-    std::byte* from;
-    size_t to;  // page
-    size_t pages;
-  };
-  std::vector<Move> moves(const std::vector<bool>& wanted) const {
-    std::vector<Move> moves;
-    size_t next[2] = {0, 0};  // far, near
-    size_t last_mapping = 0;
-    for (size_t to = 0; to < wanted.size(); ++to) {
-      size_t& i = next[wanted[to]];
-      while (near_[i] != wanted[to]) ++i;
-      size_t mapping = 0, page = i++;
-      while (page >= mappings_[mapping]->bytes() / kHugePage)
-        page -= mappings_[mapping++]->bytes() / kHugePage;
-      std::byte* const from = mappings_[mapping]->data() + page * kHugePage;
-      const bool goes_on = !moves.empty() && mapping == last_mapping &&
-                           moves.back().from + moves.back().pages * kHugePage == from;
-      if (goes_on) {
-        ++moves.back().pages;
-      } else {
-        moves.push_back({from, to, 1});
-      }
-      last_mapping = mapping;
-    }
-    return moves;
-  }
-
  private:
-  const PageTimes& measure_;
+  struct Page {
+    std::byte* data;
+    size_t mapping;
+  };
   std::vector<std::unique_ptr<Mapping>> mappings_;
+  std::vector<Page> pages_;
   std::vector<float> times_;
   std::vector<bool> near_;
   size_t near_count_ = 0;
 };
 
-// What the budget holds for candidates beyond those that stay.
-class Extra {
+// What the budget and the machine can spare for more candidates.
+class Spare {
  public:
-  explicit Extra(MemoryBudget& budget) : budget_(budget) {}
-  ~Extra() { budget_.give_back(bytes_); }
-  Extra(const Extra&) = delete;
-  Extra& operator=(const Extra&) = delete;
+  explicit Spare(MemoryBudget& budget) : budget_(budget) {}
+  ~Spare() { budget_.give_back_spare(bytes_); }
+  Spare(const Spare&) = delete;
+  Spare& operator=(const Spare&) = delete;
 
-  // Of `pages`, as many as there is room for.
+  // At most so many pages; how many.
   size_t take(size_t pages) {
-    const uint64_t free = budget_.limit_bytes() - budget_.used_bytes();
     const uint64_t there = available_memory_bytes();
-    const uint64_t room = std::min(free, there > kLeftToOthers ? there - kLeftToOthers : 0);
-    const size_t taken = std::min<size_t>(pages, room / kHugePage);
-    budget_.take(taken * kHugePage, "pages to choose from");
-    bytes_ += taken * kHugePage;
-    return taken;
+    const uint64_t room = there > kLeftToOthers ? there - kLeftToOthers : 0;
+    const uint64_t taken = budget_.take_spare(std::min(pages * kHugePage, room), kHugePage);
+    bytes_ += taken;
+    return taken / kHugePage;
   }
 
  private:
@@ -177,52 +188,101 @@ class Extra {
 
 // Every piece that is moved is a mapping of its own to the system, of which a process may have so many.
 size_t most_moves() {
+  constexpr size_t others = 8192;
   std::ifstream file("/proc/sys/vm/max_map_count");
   size_t most = 65530;
   file >> most;
-  return most / 2;
+  return most > others ? most - others : 0;
 }
 
-// The pages keep what is in them; none are left where they were.
-bool move_pages(const std::vector<Candidates::Move>& moves, std::byte* to) {
+// False, and a warning: not all could be moved.
+bool move_pages(const std::vector<Move>& moves, std::byte* to) {
+  if (moves.size() > most_moves()) {
+    spdlog::warn("host memory is not sorted by its speed: that takes {} mappings; raise vm.max_map_count",
+                 moves.size());
+    return false;
+  }
   for (const auto& [from, page, pages] : moves) {
     const size_t bytes = pages * kHugePage;
-    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to + page * kHugePage) ==
-        MAP_FAILED) {
-      spdlog::warn("pages of host memory could not be moved ({}); they stay as they are",
-                   std::strerror(errno));
-      return false;
+    std::byte* const target = to + page * kHugePage;
+    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target) != MAP_FAILED) {
+      continue;
     }
+    spdlog::warn("host memory is not sorted by its speed: the system would not move its pages ({})",
+                 std::strerror(errno));
+    // It may have unmapped the target before it failed.
+    mmap(target, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return false;
   }
   return true;
+}
+
+// Near pages last; nullopt where they cannot be moved.
+std::optional<HostParts> sorted_parts(HostParts parts, MemoryBudget& budget, const Progress& progress,
+                                      const PageTimes& times) {
+  const size_t pages = parts.mapped_bytes / kHugePage;
+  Mapping mapping(reserve_host_addresses(parts.mapped_bytes), parts.mapped_bytes);
+  {
+    Spare spare(budget);
+    Candidates candidates;
+    candidates.add(pages, parts.mapped_bytes, times, progress);
+    const auto enough = static_cast<size_t>(static_cast<double>(pages) * (1 - kFarShare));
+    const size_t least = std::min<size_t>(pages, kTriedAtOnce / kHugePage);
+    while (candidates.near_count() < enough) {
+      // In portions, each of which could be all that is needed.
+      const size_t more = spare.take(std::max(least, enough - candidates.near_count()));
+      if (more < least) break;
+      try {
+        candidates.add(more, parts.mapped_bytes, times, progress);
+      } catch (const CapacityError&) {
+        break;
+      }
+    }
+    const size_t near = std::min(candidates.near_count(), pages);
+    if (!move_pages(candidates.moves(most_wanted(parts, pages, near)), mapping.data())) return std::nullopt;
+    candidates.log(pages);
+  }
+  // The rest, less than a huge page.
+  std::byte* const rest = mapping.data() + pages * kHugePage;
+  const uint64_t rest_bytes = parts.mapped_bytes - pages * kHugePage;
+  if (rest_bytes > 0) {
+    if (mprotect(rest, rest_bytes, PROT_READ | PROT_WRITE) != 0) return std::nullopt;
+    touch_host_memory(rest, rest_bytes);
+  }
+  parts.data = mapping.release();
+  return parts;
 }
 
 }  // namespace
 
 HostParts map_host_parts(std::span<const uint64_t> bytes, const Progress& progress) {
   HostParts parts = layout_of(bytes);
-  Mapping mapping(parts.mapped_bytes);
-  mapping.touch(0, parts.mapped_bytes,
-                [&](uint64_t done) { progress("preparing host memory", done, parts.mapped_bytes); });
+  Mapping mapping(map_host_memory(parts.mapped_bytes), parts.mapped_bytes);
+  mapping.touch(0, parts.mapped_bytes, progress);
   parts.data = mapping.release();
   return parts;
 }
 
-std::vector<float> huge_page_times(const std::byte* pages, size_t count) {
+std::vector<float> huge_page_times(const std::byte* pages, size_t count, const Progress& progress) {
   using Clock = std::chrono::steady_clock;
+  constexpr size_t at_once = 4 * kGiB / kHugePage;  // between two calls of progress
   std::vector<float> times(count, std::numeric_limits<float>::max());
   std::vector<size_t> order(count);
   std::iota(order.begin(), order.end(), size_t{0});
   std::minstd_rand random;
   std::atomic<uint64_t> sum = 0;  // used, so that the reading is not left out
-  for (int i = 0; i < kTimes; ++i) {
+  for (size_t turn = 0; turn < kTimes; ++turn) {
     std::ranges::shuffle(order, random);
-    tbb::parallel_for(size_t{0}, count, [&](size_t k) {
-      const size_t page = order[k];
-      const auto begin = Clock::now();
-      sum.fetch_add(sum_of_words(pages + page * kHugePage, kHugePage), std::memory_order_relaxed);
-      times[page] = std::min(times[page], std::chrono::duration<float>(Clock::now() - begin).count());
-    });
+    for (size_t first = 0; first < count; first += at_once) {
+      const size_t last = std::min(first + at_once, count);
+      tbb::parallel_for(first, last, [&](size_t k) {
+        const size_t page = order[k];
+        const auto begin = Clock::now();
+        sum.fetch_add(sum_of_words(pages + page * kHugePage, kHugePage), std::memory_order_relaxed);
+        times[page] = std::min(times[page], std::chrono::duration<float>(Clock::now() - begin).count());
+      });
+      progress(kTiming, (turn * count + last) * kHugePage, kTimes * count * kHugePage);
+    }
   }
   return times;
 }
@@ -253,46 +313,11 @@ std::vector<bool> near_ones(std::span<const float> times) {
 
 HostParts map_near_pages_last(std::span<const uint64_t> bytes, MemoryBudget& budget, const Progress& progress,
                               const PageTimes& times) {
-  HostParts parts = layout_of(bytes);
-  const size_t pages = parts.mapped_bytes / kHugePage;
-  Mapping mapping(parts.mapped_bytes);
-  bool moved = false;
-  {
-    Extra extra(budget);
-    Candidates candidates(times);
-    size_t tried = 0;
-    const auto try_more = [&](size_t count) {
-      candidates.add(count, [&](uint64_t done) {
-        const uint64_t before = tried * kHugePage;
-        progress("preparing host memory", before + done,
-                 std::max(parts.mapped_bytes, before + count * kHugePage));
-      });
-      tried += count;
-    };
-    try_more(pages);
-    const auto enough = static_cast<size_t>(static_cast<double>(pages) * (1 - kFarShare));
-    while (candidates.near_count() < enough) {
-      // In portions, of which each could be all that is needed.
-      const size_t more = extra.take(std::max(enough - candidates.near_count(), pages / 16 + 1));
-      if (more == 0) break;
-      try_more(more);
-    }
-    const size_t near = std::min(candidates.near_count(), pages);
-    const auto moves = candidates.moves(most_wanted(parts, pages, near));
-    if (moves.size() > most_moves()) {
-      spdlog::warn(
-          "pages of host memory are not sorted by their speed: that takes {} mappings; raise "
-          "vm.max_map_count",
-          2 * moves.size());
-    } else {
-      moved = move_pages(moves, mapping.data());
-    }
-    if (moved) candidates.log(pages);
+  const HostParts parts = layout_of(bytes);
+  if (parts.mapped_bytes >= kHugePage) {
+    if (auto sorted = sorted_parts(parts, budget, progress, times)) return *std::move(sorted);
   }
-  // Where nothing was moved, what was tried is gone by now.
-  mapping.touch(moved ? pages * kHugePage : 0, parts.mapped_bytes, [](uint64_t) {});
-  parts.data = mapping.release();
-  return parts;
+  return map_host_parts(bytes, progress);
 }
 
 HostParts take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget, const std::string& what,

@@ -30,14 +30,15 @@ struct HostParts {
   }
 };
 
-// Whole pages, all of them present. bytes: of each part. Throws CapacityError when the system has no memory
-// left, and what progress throws.
+// Whole pages, all of them present. bytes: of each part, not all 0. Throws CapacityError when the system has
+// no memory left, and what progress throws.
 HostParts map_host_parts(std::span<const uint64_t> bytes, const Progress& progress);
 
 // Seconds that each huge page from `pages` on takes to be read.
-using PageTimes = std::function<std::vector<float>(const std::byte* pages, size_t count)>;
+using PageTimes =
+    std::function<std::vector<float>(const std::byte* pages, size_t count, const Progress& progress)>;
 // The shortest of three times, in random order, while all threads read.
-std::vector<float> huge_page_times(const std::byte* pages, size_t count);
+std::vector<float> huge_page_times(const std::byte* pages, size_t count, const Progress& progress);
 
 // Which pages are near: of the two groups whose means differ most clearly the faster one, if the other takes
 // a quarter longer or more; else all.
@@ -48,12 +49,13 @@ std::vector<bool> near_ones(std::span<const float> times);
 inline constexpr double kFarShare = 0.25;
 
 // As map_host_parts(), but what is near lies at the end of each part, the same portion of each. While more is
-// far, others are tried, as far as the budget and the machine have room, and the budget holds them meanwhile;
+// far, others are tried, as far as the machine and the budget, whose spare they are meanwhile, have room;
 // `bytes` are already entered there. Where pages cannot be moved, they stay as they are.
 HostParts map_near_pages_last(std::span<const uint64_t> bytes, MemoryBudget& budget, const Progress& progress,
                               const PageTimes& times = huge_page_times);
 
-// One or the other, entered in the budget. Few bytes are not worth sorting.
+// One or the other, entered in the budget. A few GiB are not worth sorting: caches would hold much of them
+// while they are timed.
 HostParts take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget, const std::string& what,
                           bool near_last, const Progress& progress);
 

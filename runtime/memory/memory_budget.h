@@ -21,6 +21,11 @@ class MemoryBudget {
   void take(uint64_t bytes, const std::string& what);
   void give_back(uint64_t bytes) noexcept;
 
+  // What is held only to choose from, and given back before anything more is taken: as many whole units as there
+  // is room for, `most` at most; returns the bytes. Within the limit, and not in the peak.
+  uint64_t take_spare(uint64_t most, uint64_t unit);
+  void give_back_spare(uint64_t bytes) noexcept;
+
   uint64_t limit_bytes() const { return limit_bytes_; }
   uint64_t used_bytes() const;
   uint64_t peak_bytes() const;
@@ -30,6 +35,7 @@ class MemoryBudget {
   const uint64_t limit_bytes_;
   mutable std::mutex mutex_;
   uint64_t used_bytes_ = 0;
+  uint64_t spare_bytes_ = 0;
   uint64_t peak_bytes_ = 0;
 };
 

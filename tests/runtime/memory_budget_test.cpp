@@ -47,6 +47,19 @@ TEST_CASE("the peak remembers what was given back") {
   CHECK(budget.limit_bytes() == 100);
 }
 
+TEST_CASE("what is spare is within the limit and not in the peak, and comes in whole units") {
+  MemoryBudget budget("memory.host_budget", 1000);
+  budget.take(300, "a part");
+  CHECK(budget.take_spare(500, 200) == 400);
+  CHECK(budget.take_spare(1000, 200) == 200);
+  CHECK(budget.take_spare(1000, 200) == 0);
+  CHECK_THROWS_AS(budget.take(101, "too much"), CapacityError);
+  CHECK(budget.used_bytes() == 300);
+  CHECK(budget.peak_bytes() == 300);
+  budget.give_back_spare(600);
+  budget.take(700, "the rest");
+}
+
 TEST_CASE("threads that take together never pass the limit") {
   MemoryBudget budget("memory.host_budget", 500);
   std::atomic<int> refused = 0;
