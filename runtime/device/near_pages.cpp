@@ -31,7 +31,9 @@ constexpr double kTellingRatio = 1.25;
 constexpr int kTimes = 3;
 constexpr uint64_t kTouchedAtOnce = kGiB;  // between two calls of progress
 constexpr uint64_t kWorthSorting = 4 * kGiB;
-constexpr uint64_t kTriedAtOnce = 2 * kGiB;   // at least, since caches must not hold much of it
+constexpr uint64_t kTriedAtOnce = 2 * kGiB;  // at least, since caches must not hold much of it
+// Others are tried for as long as the first ones took, or so long.
+constexpr std::chrono::seconds kSearchAlways{5};
 constexpr uint64_t kLeftToOthers = 4 * kGiB;  // of the machine's memory, while others are tried
 constexpr const char* kPreparing = "preparing host memory";
 constexpr const char* kTiming = "timing host memory";
@@ -223,12 +225,16 @@ std::optional<HostParts> sorted_parts(HostParts parts, MemoryBudget& budget, con
   const size_t pages = parts.mapped_bytes / kHugePage;
   Mapping mapping(reserve_host_addresses(parts.mapped_bytes), parts.mapped_bytes);
   {
+    using Clock = std::chrono::steady_clock;
     Spare spare(budget);
     Candidates candidates;
+    const auto began = Clock::now();
     candidates.add(pages, parts.mapped_bytes, times, progress);
+    const auto first_took = Clock::now() - began;
+    const auto until = Clock::now() + std::max<Clock::duration>(first_took, kSearchAlways);
     const auto enough = static_cast<size_t>(static_cast<double>(pages) * (1 - kFarShare));
     const size_t least = std::min<size_t>(pages, kTriedAtOnce / kHugePage);
-    while (candidates.near_count() < enough) {
+    while (candidates.near_count() < enough && Clock::now() < until) {
       // In portions, each of which could be all that is needed.
       const size_t more = spare.take(std::max(least, enough - candidates.near_count()));
       if (more < least) break;

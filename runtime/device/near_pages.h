@@ -49,8 +49,9 @@ std::vector<bool> near_ones(std::span<const float> times);
 inline constexpr double kFarShare = 0.25;
 
 // As map_host_parts(), but what is near lies at the end of each part, the same portion of each. While more is
-// far, others are tried, as far as the machine and the budget, whose spare they are meanwhile, have room;
-// `bytes` are already entered there. Where pages cannot be moved, they stay as they are.
+// far, others are tried, for about as long as the first ones took, and as far as the machine and the budget,
+// whose spare they are meanwhile, have room; `bytes` are already entered there. Where pages cannot be moved, they
+// stay as they are.
 HostParts map_near_pages_last(std::span<const uint64_t> bytes, MemoryBudget& budget, const Progress& progress,
                               const PageTimes& times = huge_page_times);
 
