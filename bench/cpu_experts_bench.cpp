@@ -1,10 +1,10 @@
 // How fast the CPU's experts read weights, beside what the machine's memory delivers. Needs no GPU: a thread
 // plays its part, posting Scout's 48 layers to the mailbox and waiting for each.
 //   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one] [KiB asked for ahead ...]
-// Before, gate and up, and down, by themselves: one thread whose weights are in its cache, and all threads
-// from memory. With several distances of prefetching, the rows that they matter for are printed for each.
-#include <sys/mman.h>
-
+// Before, gate and up, and down, by themselves: one thread whose weights are in its cache, all threads each
+// of which has them in its own, and all threads from memory. With several distances of prefetching, the rows
+// that they matter for are printed for each. Where memory differs, the weights are in pages near the
+// processor.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -20,6 +20,10 @@
 #include "offload/cpu_experts.h"
 #include "offload/cpu_rates.h"
 #include "offload/spin_barrier.h"
+#include "runtime/device/device.h"
+#include "runtime/device/host_memory.h"
+#include "runtime/device/near_pages.h"
+#include "runtime/error.h"
 
 namespace {
 
@@ -35,21 +39,20 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-struct Unmap {
-  uint64_t bytes;
-  void operator()(std::byte* memory) const { munmap(memory, bytes); }
-};
-using Memory = std::unique_ptr<std::byte[], Unmap>;
-
-Memory filled_memory(uint64_t bytes, int threads) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    std::fprintf(stderr, "cannot map %.1f GiB; give a smaller number of GiB\n", bytes / 1073741824.0);
+// Its last `bytes` are near.
+Buffer filled_memory(Device& device, uint64_t bytes, int threads) {
+  const auto others = static_cast<uint64_t>(static_cast<double>(bytes) * kFarShare / (1 - kFarShare));
+  const uint64_t all = bytes + others / kHugePage * kHugePage;
+  try {
+    Buffer memory = std::move(
+        device.allocate_host_parts({{all}}, "weights", true, [](const std::string&, uint64_t, uint64_t) {})
+            .front());
+    fill_with_weights(memory.data() + all - bytes, bytes, threads);
+    return memory;
+  } catch (const CapacityError& error) {
+    std::fprintf(stderr, "%s\ngive a smaller number of GiB\n", error.what());
     std::exit(1);
   }
-  madvise(memory, bytes, MADV_HUGEPAGE);
-  fill_with_weights(static_cast<std::byte*>(memory), bytes, threads);
-  return Memory(static_cast<std::byte*>(memory), Unmap{bytes});
 }
 
 // GB/s; the better of two runs.
@@ -239,17 +242,20 @@ double half_rate(const SliceField& weights, bool down, bool cached, int tokens, 
 }
 
 void bench_halves(std::byte* memory, uint64_t bytes, int threads, double best_rate) {
-  std::printf("  %-38s %8s %8s %8s\n", "halves of an expert alone, GB/s", "a cache", "memory", "of read");
+  std::printf("  %-38s %8s %8s %8s %8s\n", "halves of an expert alone, GB/s", "a cache", "caches", "memory",
+              "of read");
   for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
     const SliceField weights(memory, bytes, encoding, kHidden, 512);
     for (const int tokens : {1, 4}) {
       for (const bool down : {false, true}) {
-        const double cached = half_rate(weights, down, true, tokens, 1);
+        const double one_cached = half_rate(weights, down, true, tokens, 1);
+        const double cached = half_rate(weights, down, true, tokens, threads);
         const double read = half_rate(weights, down, false, tokens, threads);
         char what[64];
         std::snprintf(what, sizeof what, "%s, %s, %d token%s", encoding_name(encoding).data(),
                       down ? "down" : "gate and up", tokens, tokens > 1 ? "s" : "");
-        std::printf("  %-38s %8.1f %8.1f %6.0f %%\n", what, cached, read, 100 * read / best_rate);
+        std::printf("  %-38s %8.1f %8.1f %8.1f %6.0f %%\n", what, one_cached, cached, read,
+                    100 * read / best_rate);
         std::fflush(stdout);
       }
     }
@@ -296,17 +302,18 @@ int main(int count, char** arguments) {
     return 2;
   }
   const auto bytes = static_cast<uint64_t>(gib * 512) << 21;
-  const Memory memory = filled_memory(bytes, cores);
+  const auto device = make_cpu_device(0, std::max(3 * bytes, machine_memory_bytes() / 2));
+  const Buffer buffer = filled_memory(*device, bytes, cores);
+  std::byte* const memory = buffer.data() + buffer.bytes() - bytes;
   const int threads = CpuExperts(options).threads();
 
   std::printf("%d cores, %d threads, %s, %.1f GiB\n", cores, threads,
               path_name(supported_cpu_paths().back()).data(), gib);
-  const double best_rate = read_rate(memory.get(), bytes, threads);
+  const double best_rate = read_rate(memory, bytes, threads);
   std::printf("plain reading, GB/s:  1 thread: %.1f  %d: %.1f  %d (the 100 %% below): %.1f\n",
-              read_rate(memory.get(), bytes, 1), cores, read_rate(memory.get(), bytes, cores), threads,
-              best_rate);
+              read_rate(memory, bytes, 1), cores, read_rate(memory, bytes, cores), threads, best_rate);
   const bool all = distances.empty();
-  if (all) bench_halves(memory.get(), bytes, threads, best_rate);
+  if (all) bench_halves(memory, bytes, threads, best_rate);
   std::printf("  %-38s %7s %7s %8s %8s %8s\n", "layer", "us p50", "p99", "GB/s", "of read", "waiting");
   if (all) distances.push_back(options.prefetch_bytes);
   for (const int64_t distance : distances) {
@@ -314,7 +321,7 @@ int main(int count, char** arguments) {
     CpuExperts cpu(options);
     if (!all) std::printf(" %d KiB ahead\n", static_cast<int>(distance / 1024));
     for (const auto encoding : {SliceEncoding::int8, SliceEncoding::int4}) {
-      bench_encoding(encoding, cpu, memory.get(), bytes, all, best_rate);
+      bench_encoding(encoding, cpu, memory, bytes, all, best_rate);
     }
   }
   return 0;
