@@ -197,21 +197,7 @@ class CpuDevice : public Device {
   }
   std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
                                           bool near_last, const Progress& progress) override {
-    const HostParts parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
-    std::vector<Buffer> buffers;
-    buffers.reserve(bytes.size());
-    for (size_t i = 0; i < bytes.size(); ++i) {
-      const uint64_t mapped = parts.mapped_bytes_of(i), entered = bytes[i];
-      if (mapped == 0) {
-        buffers.emplace_back();
-        continue;
-      }
-      buffers.emplace_back(parts.part(i), entered, [this, mapped, entered](void* memory) {
-        unmap_host_memory(memory, mapped);
-        host_budget_.give_back(entered);
-      });
-    }
-    return buffers;
+    return take_host_parts(bytes, host_budget_, what, near_last, progress);
   }
   MemoryBudget& device_budget() override { return device_budget_; }
   MemoryBudget& host_budget() override { return host_budget_; }

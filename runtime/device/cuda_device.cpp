@@ -1,9 +1,11 @@
 #include <cuda_runtime_api.h>
 #include <spdlog/spdlog.h>
 
+#include <memory>
+#include <numeric>
+
 #include "runtime/bytes.h"
 #include "runtime/device/device.h"
-#include "runtime/device/host_memory.h"
 #include "runtime/device/host_words.h"
 #include "runtime/device/near_pages.h"
 #include "runtime/error.h"
@@ -140,57 +142,24 @@ class CudaDevice : public Device {
     });
   }
 
-  // Touched by all threads first: that and cudaHostRegister are several times faster than cudaHostAlloc.
   Buffer allocate_host(size_t bytes, const std::string& what) override {
-    if (bytes == 0) return {};
-    host_budget_.take(bytes, what);
-    void* data = nullptr;
-    try {
-      data = map_host_memory(bytes);
-      touch_host_memory(data, bytes);
-      check(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
-            ("page-locking " + format_bytes(bytes) + " of host memory for " + what).c_str());
-    } catch (...) {
-      if (data != nullptr) unmap_host_memory(data, bytes);
-      host_budget_.give_back(bytes);
-      throw;
-    }
-    return Buffer(data, bytes, [this, bytes](void* memory) {
-      log_failure(cudaHostUnregister(memory), "releasing page-locked memory");
-      unmap_host_memory(memory, bytes);
-      host_budget_.give_back(bytes);
-    });
+    return std::move(
+        allocate_host_parts({{bytes}}, what, false, [](const std::string&, uint64_t, uint64_t) {}).front());
   }
 
+  // Touched by all threads first: that and cudaHostRegister are several times faster than cudaHostAlloc.
   std::vector<Buffer> allocate_host_parts(std::span<const uint64_t> bytes, const std::string& what,
                                           bool near_last, const Progress& progress) override {
-    const HostParts parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
-    std::vector<Buffer> buffers;  // of these, those that are page-locked
-    buffers.reserve(bytes.size());
-    try {
-      for (size_t i = 0; i < bytes.size(); ++i) {
-        const uint64_t mapped = parts.mapped_bytes_of(i), entered = bytes[i];
-        if (mapped == 0) {
-          buffers.emplace_back();
-          continue;
-        }
-        check(cudaHostRegister(parts.part(i), mapped, cudaHostRegisterPortable | cudaHostRegisterMapped),
-              ("page-locking " + format_bytes(mapped) + " of host memory for " + what).c_str());
-        buffers.emplace_back(parts.part(i), entered, [this, mapped, entered](void* memory) {
-          log_failure(cudaHostUnregister(memory), "releasing page-locked memory");
-          unmap_host_memory(memory, mapped);
-          host_budget_.give_back(entered);
-        });
-        progress("page-locking host memory", parts.begins[i] + mapped, parts.mapped_bytes);
-      }
-    } catch (...) {
-      for (size_t i = buffers.size(); i < bytes.size(); ++i) {
-        unmap_host_memory(parts.part(i), parts.mapped_bytes_of(i));
-        host_budget_.give_back(bytes[i]);
-      }
-      throw;
+    std::vector<Buffer> parts = take_host_parts(bytes, host_budget_, what, near_last, progress);
+    const uint64_t total = std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
+    uint64_t done = 0;
+    for (Buffer& part : parts) {
+      if (!part) continue;
+      part = page_locked(std::move(part), what);
+      done += part.bytes();
+      progress("page-locking host memory", done, total);
     }
-    return buffers;
+    return parts;
   }
 
   MemoryBudget& device_budget() override { return device_budget_; }
@@ -203,6 +172,17 @@ class CudaDevice : public Device {
   }
 
  private:
+  static Buffer page_locked(Buffer memory, const std::string& what) {
+    void* const data = memory.data();
+    const size_t bytes = memory.bytes();
+    check(cudaHostRegister(data, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped),
+          ("page-locking " + format_bytes(bytes) + " of host memory for " + what).c_str());
+    return Buffer(data, bytes, [held = std::make_shared<Buffer>(std::move(memory))](void* locked) mutable {
+      log_failure(cudaHostUnregister(locked), "releasing page-locked memory");
+      held.reset();
+    });
+  }
+
   static int choose(int index) {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;

@@ -326,18 +326,29 @@ HostParts map_near_pages_last(std::span<const uint64_t> bytes, MemoryBudget& bud
   return map_host_parts(bytes, progress);
 }
 
-HostParts take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget, const std::string& what,
-                          bool near_last, const Progress& progress) {
+std::vector<Buffer> take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget,
+                                    const std::string& what, bool near_last, const Progress& progress) {
   const uint64_t total = std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
-  if (total == 0) return layout_of(bytes);
+  std::vector<Buffer> buffers(bytes.size());
+  if (total == 0) return buffers;
   budget.take(total, what);
+  HostParts parts;
   try {
-    return near_last && total >= kWorthSorting ? map_near_pages_last(bytes, budget, progress)
-                                               : map_host_parts(bytes, progress);
+    parts = near_last && total >= kWorthSorting ? map_near_pages_last(bytes, budget, progress)
+                                                : map_host_parts(bytes, progress);
   } catch (...) {
     budget.give_back(total);
     throw;
   }
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (bytes[i] == 0) continue;
+    buffers[i] = Buffer(parts.part(i), bytes[i],
+                        [&budget, mapped = parts.mapped_bytes_of(i), entered = bytes[i]](void* memory) {
+                          unmap_host_memory(memory, mapped);
+                          budget.give_back(entered);
+                        });
+  }
+  return buffers;
 }
 
 }  // namespace lighter

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/device/device.h"
 #include "runtime/memory/memory_budget.h"
 #include "runtime/progress.h"
 
@@ -50,14 +51,14 @@ inline constexpr double kFarShare = 0.25;
 
 // As map_host_parts(), but what is near lies at the end of each part, the same portion of each. While more is
 // far, others are tried, for about as long as the first ones took, and as far as the machine and the budget,
-// whose spare they are meanwhile, have room; `bytes` are already entered there. Where pages cannot be moved, they
-// stay as they are.
+// whose spare they are meanwhile, have room; `bytes` are already entered there. Where pages cannot be moved,
+// they stay as they are.
 HostParts map_near_pages_last(std::span<const uint64_t> bytes, MemoryBudget& budget, const Progress& progress,
                               const PageTimes& times = huge_page_times);
 
-// One or the other, entered in the budget. A few GiB are not worth sorting: caches would hold much of them
-// while they are timed.
-HostParts take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget, const std::string& what,
-                          bool near_last, const Progress& progress);
+// One or the other as buffers, entered in the budget. A few GiB are not worth sorting: caches would hold much
+// of them while they are timed.
+std::vector<Buffer> take_host_parts(std::span<const uint64_t> bytes, MemoryBudget& budget,
+                                    const std::string& what, bool near_last, const Progress& progress);
 
 }  // namespace lighter

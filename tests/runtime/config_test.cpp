@@ -107,10 +107,8 @@ TEST_CASE("formats: one for all that single keys override, and one for each laye
   CHECK(load(kMinimal, {"model.experts=int8", "model.format=int4"}).model.experts == int8);
 
   CHECK(error_of(kMinimal, {"model.shared={0-3: int8, \"2,9\": int4}"}) ==
-        "--set model.shared={0-3: int8, \"2,9\": int4}: 'model.shared': '0-3' and '2,9' overlap; name each "
-        "layer once");
-  CHECK(error_of("model:\n  path: m\n  attention:\n    0-: int8\n")
-            .starts_with("f.yaml:4:5: 'model.attention' must be"));
+        "--set model.shared={0-3: int8, \"2,9\": int4}: 'model.shared': '0-3' and '2,9' overlap; name each layer once");
+  CHECK(error_of("model:\n  path: m\n  attention:\n    0-: int8\n").starts_with("f.yaml:4:5: 'model.attention' must be"));
   CHECK(error_of("model:\n  path: m\n  attention:\n    0: int9\n") ==
         "f.yaml:4:8: 'model.attention[\"0\"]' must be one of dtype, int8, int4, but is 'int9'");
 }
