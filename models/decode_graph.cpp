@@ -18,6 +18,7 @@
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_attention.h"
 #include "runtime/moe/share_control.h"
+#include "runtime/step_number.h"
 #include "runtime/torch/tensors.h"
 
 namespace lighter::models {
@@ -64,6 +65,8 @@ class CudaDecodeGraph : public DecodeGraph {
         expected_(sharing.expected),
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
+        // Copies that a fetcher has begun for a step end with it.
+        goes_ahead_(!shape.fetches && (executor == nullptr || executor->places_stay())),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
     check(cudaStreamSynchronize(stream_), "clearing");
@@ -80,7 +83,9 @@ class CudaDecodeGraph : public DecodeGraph {
     // Steps with few keys have kernels of their own.
     short_step_ = capture(std::min(shape_.context, kernels::kFewKeys));
     if (shape_.context > kernels::kFewKeys) long_step_ = capture(shape_.context);
-    check(cudaEventCreateWithFlags(&ended_, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
+    for (cudaEvent_t& event : ended_) {
+      check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming), "an event");
+    }
   }
 
   ~CudaDecodeGraph() override {
@@ -89,7 +94,7 @@ class CudaDecodeGraph : public DecodeGraph {
     } catch (const DeviceError&) {  // the workers' owner reports it
     }
     cudaStreamSynchronize(stream_);  // an error may have left a step under way, which writes to our memory
-    cudaEventDestroy(ended_);
+    for (const cudaEvent_t event : ended_) cudaEventDestroy(event);
   }
 
   int64_t step(int64_t token, int64_t position, bool goes_on) override {
@@ -97,7 +102,7 @@ class CudaDecodeGraph : public DecodeGraph {
     if (!ahead_) enqueue(token, position);
     ahead_.reset();
     const unsigned step = step_;
-    if (goes_on && shape_.all_resident && position + 1 < shape_.context) {
+    if (goes_on && goes_ahead_ && position + 1 < shape_.context) {
       enqueue(kernels::kFoundToken, position + 1);
       ahead_ = {.token = kernels::kFoundToken, .position = position + 1};
     }
@@ -142,8 +147,6 @@ class CudaDecodeGraph : public DecodeGraph {
     int64_t token, position;
   };
 
-  // Where a step's input and output are: the device counts the completed ones.
-  int slot_of(unsigned step) const { return static_cast<int>((step - 1) % steps_at_once(shape_)); }
   // [layers, k]
   std::span<const int> chosen(unsigned step) const {
     const auto count = static_cast<size_t>(shape_.experts.layers * spec_.experts_per_token);
@@ -157,18 +160,19 @@ class CudaDecodeGraph : public DecodeGraph {
     const int slot = slot_of(step);
     kernels::StepInput& input = on_host_.input[slot];
     input.step = step;
-    input.zero_copy_share = share_.device_share();
+    input.zero_copy_share = device_shares_[slot] = share_.device_share();
     input.tokens[0] = static_cast<int>(token);
     input.positions[0] = static_cast<int>(position);
     write_tables(position, on_host_.tables + slot * tables_.entries);
     if (workers_ != nullptr && !working_) {
-      MissWork work{*mailbox_, &places_, &input.zero_copy_share, {}};
+      MissWork work{*mailbox_, &places_, device_shares_, {}};
       if (shape_.fetches) work.arrivals = {on_device_.slots, on_device_.slot_arrived, on_host_.tags};
       workers_->start(work, step);
       working_ = true;
     }
     const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
     check(cudaGraphLaunch(executable.get(), stream_), "launching");
+    if (working_) check(cudaEventRecord(ended_[slot], stream_), "recording");
     step_ = step;
   }
 
@@ -176,8 +180,7 @@ class CudaDecodeGraph : public DecodeGraph {
   // worker, for whom all the others wait.
   void await(unsigned step) {
     if (working_) {
-      check(cudaEventRecord(ended_, stream_), "recording");
-      check(cudaEventSynchronize(ended_), "running");
+      check(cudaEventSynchronize(ended_[slot_of(step)]), "running");
       return;
     }
     constexpr int between_queries = 4096;
@@ -259,6 +262,7 @@ class CudaDecodeGraph : public DecodeGraph {
   void count(unsigned step) {
     const auto experts = chosen(step);
     const int groups = groups_per_slice(shape_);
+    const kernels::LayerTimes* const times = on_host_.times + slot_of(step) * shape_.experts.layers;
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
       uint64_t missed_here = 0;
       for (int rank = 0; rank < spec_.experts_per_token; ++rank) {
@@ -272,11 +276,11 @@ class CudaDecodeGraph : public DecodeGraph {
         missed_here += missed;
       }
       const auto zero_copied = static_cast<uint64_t>(
-          kernels::zero_copy_groups(static_cast<int>(missed_here) * groups, on_host_.input->zero_copy_share));
+          kernels::zero_copy_groups(static_cast<int>(missed_here) * groups, device_shares_[slot_of(step)]));
       const uint64_t group_bytes = shape_.experts.slice_bytes / groups;
       counters_.demand_bytes += zero_copied * group_bytes;
       counters_.cpu_bytes += (missed_here * groups - zero_copied) * group_bytes;
-      if (missed_here > 0) count_times(on_host_.times[layer], zero_copied * group_bytes);
+      if (missed_here > 0) count_times(times[layer], zero_copied * group_bytes);
     }
   }
 
@@ -335,14 +339,16 @@ class CudaDecodeGraph : public DecodeGraph {
   MissWorkers* const workers_;
   std::optional<MissMailbox> mailbox_;
   ShareControl share_;
+  unsigned device_shares_[kStepsAtOnce] = {};  // of the steps in their slots
   const bool guesses_;
   const RoutingSchedule expected_;
   bool working_ = false;
   const bool zero_copies_;  // the GPU reads (some) missed slices from host memory
+  const bool goes_ahead_;   // steps are enqueued before those before them have ended
   cudaStream_t stream_;
   Executable short_step_;        // of positions below kFewKeys
   Executable long_step_;         // of the others, if there are any
-  cudaEvent_t ended_ = nullptr;  // a waiting thread sleeps
+  cudaEvent_t ended_[kStepsAtOnce] = {};  // of the steps in their slots; a waiting thread sleeps
   SlicePlaces places_;
   unsigned step_ = 0;           // the latest that is enqueued
   std::optional<Ahead> ahead_;  // it, if nobody has asked for it

@@ -4,6 +4,7 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_attention.h"
+#include "runtime/step_number.h"
 
 namespace lighter::models {
 namespace {
@@ -44,7 +45,7 @@ class DecodeKernels {
     kernels::DecodeBegin begin;
     begin.input = on_host_.input;
     begin.completed = on_device_.completed;
-    begin.slots = steps_at_once(shape_);
+    begin.slots = kStepsAtOnce;
     begin.state = on_device_.state;
     begin.hidden = spec_.hidden;
     begin.embedding = data(spec_.tied_head ? WeightRole::head : WeightRole::embedding);
@@ -77,7 +78,7 @@ class DecodeKernels {
     end.state = on_device_.state;
     end.out = on_host_.output;
     end.completed = on_device_.completed;
-    end.slots = steps_at_once(shape_);
+    end.slots = kStepsAtOnce;
     end.signals = on_device_.signals;
     end.layers = shape_.experts.layers;
     end.chosen_from = on_device_.chosen;

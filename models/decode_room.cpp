@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/kernels/decode_attention.h"
+#include "runtime/step_number.h"
 
 namespace lighter::models {
 
@@ -98,12 +99,12 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
 }
 
 HostRoom::HostRoom(Room& room, const DecodeGraphShape& shape) {
-  const int slots = steps_at_once(shape);
+  constexpr int slots = kStepsAtOnce;
   input = room.take<kernels::StepInput>(slots);
   output = room.take<kernels::StepOutput>(slots);
   tables = room.take<int>(slots * TableLayout(shape).entries);
   chosen = room.take<int>(slots * std::max(1, shape.experts.layers * shape.spec.experts_per_token));
-  times = room.take<kernels::LayerTimes>(shape.all_resident ? 0 : shape.experts.layers);
+  times = room.take<kernels::LayerTimes>(shape.all_resident ? 0 : slots * shape.experts.layers);
   mailbox = room.take<std::byte>(shape.with_workers || shape.fetches
                                      ? static_cast<int64_t>(MissMailbox::bytes(mailbox_shape(shape)))
                                      : 0);

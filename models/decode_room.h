@@ -69,12 +69,7 @@ struct DeviceRoom {
   DeviceRoom(Room& room, const DecodeGraphShape& shape);
 };
 
-// Steps that can be enqueued at once: slots in mapped host memory, taken in turns.
-inline int steps_at_once(const DecodeGraphShape& shape) {
-  return shape.all_resident ? 2 : 1;
-}
-
-// Pointers into mapped host memory. Of each slot: input, output, tables, chosen.
+// Pointers into mapped host memory. Of each of kStepsAtOnce slots: input, output, tables, chosen, times.
 struct HostRoom {
   kernels::StepInput* input;
   kernels::StepOutput* output;

@@ -5,6 +5,7 @@
 
 #include "runtime/error.h"
 #include "runtime/kernels/decode.h"
+#include "runtime/step_number.h"
 
 namespace lighter::offload {
 namespace {
@@ -47,8 +48,8 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
     missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
   });
   // The device has the first groups of the missed ones.
-  int64_t not_mine =
-      kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), *work.device_share) * group;
+  const unsigned share = work.device_shares[slot_of(post.step)];
+  int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), share) * group;
   for_posted(post, k, grid_.experts, [&](int e) {
     int id = -1;
     for (int slice = 0; slice < grid_.slices; ++slice) {

@@ -32,6 +32,7 @@ class ExpertPager : public ExpertExecutor {
   ExpertCounters counters() const override;
   SlicePlaces slice_places() const override;
   uint64_t places_version() const override { return 1 + pager_.residency()->version; }
+  bool places_stay() const override { return pager_.places_stay(); }
 
   const SlicePager& pager() const { return pager_; }
   // Null: the CPU takes no part.

@@ -98,6 +98,7 @@ class SlicePager {
   // chose these experts: [layers, k]. Where the policy lets the residents change, hot slices come behind such
   // steps; see promoter.h. No step waits for them.
   void learn(std::span<const int> experts);
+  bool places_stay() const { return options_.policy == PolicyKind::static_; }  // in spite of learn()
   // Slices that learn() has on their way.
   size_t promoting() const { return promoter_.under_way(); }
 

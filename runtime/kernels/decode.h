@@ -302,7 +302,7 @@ struct DecodeEnd {
   int* chosen_to = nullptr;                // [slots, chosen], mapped host memory, as is times_to
   int chosen = 0;                          // layers * k
   const LayerTimes* times_from = nullptr;  // [layers], or null
-  LayerTimes* times_to = nullptr;
+  LayerTimes* times_to = nullptr;          // [slots, layers]
 };
 void decode_end(const DecodeEnd& end, void* stream);
 

@@ -54,7 +54,11 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
   if (b.times != nullptr) {
     for (int i = threadIdx.x; i < b.layers; i += kThreads) b.times[i] = {};
   }
-  if (threadIdx.x == 0) *b.error = *b.late = 0;
+  if (threadIdx.x == 0) {
+    *b.late = 0;
+    // What follows a step that has failed, before the host knows of it, shall not wait either.
+    if (input->tokens[0] != kFoundToken) *b.error = 0;
+  }
   __threadfence();
 }
 
@@ -64,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   StepOutput* const out = e.out + slot;
   for (int i = threadIdx.x; i < e.layers; i += kThreads) {
     e.signals[i] = {};
-    if (e.times_from != nullptr) e.times_to[i] = e.times_from[i];
+    if (e.times_from != nullptr) e.times_to[slot * e.layers + i] = e.times_from[i];
   }
   for (int i = threadIdx.x; i < e.chosen; i += kThreads) e.chosen_to[slot * e.chosen + i] = e.chosen_from[i];
   if (static_cast<int>(threadIdx.x) < e.tokens) {

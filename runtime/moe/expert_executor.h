@@ -75,6 +75,8 @@ class ExpertExecutor {
   // What they say holds until the next enqueue() or learn().
   virtual SlicePlaces slice_places() const = 0;
   virtual uint64_t places_version() const = 0;
+  // Whether learn() changes none of them, so that a step may be enqueued before the one before it has ended.
+  virtual bool places_stay() const = 0;
 };
 
 }  // namespace lighter

@@ -23,8 +23,9 @@ struct MissWork {
 
   MissMailbox mailbox;
   const SlicePlaces* places = nullptr;
-  // Of 65536: the device's share of a layer's missed groups, the first of them; the rest is the workers'.
-  const unsigned* device_share = nullptr;
+  // Of 65536: the device's share of a layer's missed groups, the first of them; the rest is the workers'. Of
+  // each step in its slot.
+  const unsigned* device_shares = nullptr;
   Arrivals arrivals;
 };
 

@@ -27,6 +27,7 @@ class ResidentExperts : public ExpertExecutor {
   ExpertCounters counters() const override { return counters_; }
   SlicePlaces slice_places() const override;
   uint64_t places_version() const override { return 1; }
+  bool places_stay() const override { return true; }
 
  private:
   Device& device_;

@@ -179,12 +179,22 @@ TEST_CASE(
 }
 
 TEST_CASE("greedy steps give the same tokens whether or not the next one is enqueued before they end") {
+  bool missing = false;
+  SUBCASE("all experts resident") {}
+  SUBCASE("half of them computed by the CPU") {
+    missing = true;
+  }
   const SmallCheckpoint checkpoint("mixtral", kDecodable);
   Config config = checkpoint.config(DType::bf16);
   config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
   config.memory.host_budget_bytes = uint64_t{512} << 20;
   config.memory.context = 64;
-  config.offload.resident = 1.0;
+  config.offload.resident = missing ? 0.5 : 1.0;
+  if (missing) {
+    set_format(config, SliceEncoding::int8);
+    config.offload.policy = Policy::static_;
+    if (test_device() == DeviceConfig::Kind::cuda) config.offload.miss = Miss::cpu;
+  }
   LoadedModel model(config);
   Model& decoder = model.session.decoder();
   const auto prompt = some_ids(checkpoint.spec.vocab);

@@ -12,6 +12,7 @@
 #include "runtime/kernels/decode.h"
 #include "runtime/moe/share_control.h"
 #include "runtime/quant/slice_reference.h"
+#include "runtime/step_number.h"
 #include "tests/message_of.h"
 #include "tests/runtime/random_slice.h"
 
@@ -91,20 +92,21 @@ CpuExpertsOptions two_threads() {
 
 }  // namespace
 
-TEST_CASE("the CPU computes just the missed columns that the device leaves to it") {
+TEST_CASE("the CPU computes just the missed columns that the device leaves to it in the step") {
   unsigned seed = 77;
   for (const auto encoding : kEncodings) {
     Layer layer(encoding, seed += 1000);
-    unsigned share_of_device = 0;
+    unsigned shares_of_device[kStepsAtOnce] = {};
     const MissMailboxShape shape{1, 1, kHidden, 2};
     alignas(128) static std::byte memory[16384];
     REQUIRE(MissMailbox::bytes(shape) <= sizeof(memory));
     const MissMailbox mailbox(memory, shape);
     CpuShare share(layer.grid, encoding, kHidden, kWidth, WeightOn::input, two_threads());
-    share.start({mailbox, &layer.places, &share_of_device, {}}, 1);
+    share.start({mailbox, &layer.places, shares_of_device, {}}, 1);
     uint32_t step = 0;
     for (const unsigned device_share : {0u, 20000u, 41000u, 65536u}) {
-      share_of_device = device_share;
+      shares_of_device[slot_of(step + 1)] = device_share;
+      shares_of_device[slot_of(step + 2)] = 65536 - device_share;  // another step's
       const auto x = normal(kHidden, 1, seed + device_share);
       const std::vector<int> experts = {2, 0};
       const std::vector<float> weights = {0.7f, 0.4f};
@@ -135,12 +137,12 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
 
 TEST_CASE("a worker that meets nonsense ends polling with an error that names the place") {
   Layer layer(SliceEncoding::int8, 5);
-  unsigned share_of_device = 0;
+  unsigned shares_of_device[kStepsAtOnce] = {};
   const MissMailboxShape shape{1, 1, kHidden, 1};
   alignas(128) static std::byte memory[16384];
   const MissMailbox mailbox(memory, shape);
   CpuShare share(layer.grid, SliceEncoding::int8, kHidden, kWidth, WeightOn::output, two_threads());
-  share.start({mailbox, &layer.places, &share_of_device, {}}, 1);
+  share.start({mailbox, &layer.places, shares_of_device, {}}, 1);
   const MissSlot slot = mailbox.slot(0);
   *slot.tokens = 1;
   *slot.experts = kExperts;
