@@ -44,9 +44,7 @@ Buffer filled_memory(Device& device, uint64_t bytes, int threads) {
   const auto others = static_cast<uint64_t>(static_cast<double>(bytes) * kFarShare / (1 - kFarShare));
   const uint64_t all = bytes + others / kHugePage * kHugePage;
   try {
-    Buffer memory = std::move(
-        device.allocate_host_parts({{all}}, "weights", true, [](const std::string&, uint64_t, uint64_t) {})
-            .front());
+    Buffer memory = std::move(device.allocate_host_parts({{all}}, "weights", true, kNoProgress).front());
     fill_with_weights(memory.data() + all - bytes, bytes, threads);
     return memory;
   } catch (const CapacityError& error) {

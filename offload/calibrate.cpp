@@ -203,8 +203,7 @@ class Machinery {
 
 Rates measure_ceilings(Device& device, int threads, const Rates& given) {
   Rates rates = given;
-  Machinery machine(device, threads, ceilings_host_bytes(device.is_cuda()),
-                    [](const std::string&, uint64_t, uint64_t) {});
+  Machinery machine(device, threads, ceilings_host_bytes(device.is_cuda()), kNoProgress);
   if (!rates.cpu_read) rates.cpu_read = machine.host_read();
   if (!rates.link) rates.link = machine.link();
   if (!rates.both && device.is_cuda()) rates.both = machine.both();

@@ -29,7 +29,7 @@ constexpr uint64_t kRoom = uint64_t{4} << 30;
 struct Paged {
   Paged(const ExpertGrid& shape, const PagerOptions& options)
       : grid(shape), device(make_cpu_device(kRoom, kRoom)), pager(*device, grid, options) {
-    pager.load(SameBytes(grid.slice_bytes), [](const std::string&, uint64_t, uint64_t) {});
+    pager.load(SameBytes(grid.slice_bytes), kNoProgress);
   }
 
   // One step of one token.

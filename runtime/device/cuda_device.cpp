@@ -143,8 +143,7 @@ class CudaDevice : public Device {
   }
 
   Buffer allocate_host(size_t bytes, const std::string& what) override {
-    return std::move(
-        allocate_host_parts({{bytes}}, what, false, [](const std::string&, uint64_t, uint64_t) {}).front());
+    return std::move(allocate_host_parts({{bytes}}, what, false, kNoProgress).front());
   }
 
   // Touched by all threads first: that and cudaHostRegister are several times faster than cudaHostAlloc.

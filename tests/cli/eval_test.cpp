@@ -17,7 +17,6 @@ using namespace lighter::test;
 namespace {
 
 const std::filesystem::path kFolder = std::filesystem::path(LIGHTER_SOURCE_DIR) / "tests/cli/eval";
-const auto kSilent = [](auto&&...) {};
 
 nlohmann::json golden() {
   std::ifstream in(kFolder / "golden.json");
@@ -38,7 +37,7 @@ TEST_CASE("the perplexity of a text equals transformers', however the text is cu
   CHECK(text.tokens == expected["tokens"].get<int64_t>());
   LoadedModel model(config);
   const auto nll = [&](const TextWindows& of, ChunkLimits limits) {
-    return score_text(model.session.decoder(), of, limits, kSilent);
+    return score_text(model.session.decoder(), of, limits, kNoProgress);
   };
   CHECK(nll(text, {128, 16}) == doctest::Approx(expected["nll"].get<double>()).epsilon(1e-6));
   const TextWindows begin = windows(config.memory.context, 150);
@@ -63,7 +62,7 @@ TEST_CASE("perplexity stays within the planned workspace, to the byte, and pages
     const int64_t rows = logit_rows(model.model, config);
     CHECK(rows >= 1);
     CHECK(rows <= chunk);
-    const double nll = score_text(model.session.decoder(), windows(128, 300), {chunk, rows}, kSilent);
+    const double nll = score_text(model.session.decoder(), windows(128, 300), {chunk, rows}, kNoProgress);
     CHECK(std::isfinite(nll));
     CHECK(model.session.device_peak_bytes() <= plan.plan.device_bytes);
     CHECK(model.session.counters().bytes_moved() > 0);
@@ -126,7 +125,7 @@ TEST_CASE("a text that cannot be scored is refused with what to do") {
   LoadedModel model(golden_config("llama4_text", DType::fp32));
   TextWindows text = windows(100);
   text.windows[0].targets[3] = 160;
-  CHECK_THROWS_AS(score_text(model.session.decoder(), text, {16, 1}, kSilent), ConfigError);
+  CHECK_THROWS_AS(score_text(model.session.decoder(), text, {16, 1}, kNoProgress), ConfigError);
   text = windows(100);
   CHECK_THROWS_AS(score_text(model.session.decoder(), text, {16, 1}, [](auto&&...) { throw Interrupted(); }),
                   Interrupted);

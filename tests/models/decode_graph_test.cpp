@@ -246,8 +246,7 @@ TEST_CASE(
     config.offload.resident = 0.5;
     config.offload.miss = miss;
     const cli::PreparedModel model = cli::prepare(config);
-    cli::Session session(
-        config, model, [](auto&&...) {}, {}, nullptr, std::make_unique<DeadWorkers>());
+    cli::Session session(config, model, kNoProgress, {}, nullptr, std::make_unique<DeadWorkers>());
     const auto decode = [&](int64_t position, int64_t count) {
       Step step;
       step.add(0, position, ids.data() + position, count);

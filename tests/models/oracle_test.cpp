@@ -69,7 +69,7 @@ TEST_CASE("a batch of several sequences gives each the logits that it has alone"
     }
     cli::PreparedModel three = cli::prepare(config);
     three.kv.sequences = 3;
-    cli::Session session(config, three, [](auto&&...) {});
+    cli::Session session(config, three, kNoProgress);
     const std::vector<size_t> lengths = {30, 12, 21};
     for (int i = 0; i < 3; ++i) {
       for (size_t begin = 0; begin < lengths[i];) {

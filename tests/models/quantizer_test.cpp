@@ -22,8 +22,6 @@ using namespace lighter::test;
 
 namespace {
 
-const Progress kSilent = [](auto&&...) {};
-
 std::vector<std::vector<int64_t>> some_texts(int64_t vocab) {
   std::vector<std::vector<int64_t>> texts(3);
   for (int64_t i = 0; i < 120; ++i) texts[i % 3].push_back((i * i * 5 + 11 * i + 2) % vocab);
@@ -39,7 +37,7 @@ Config roomy(Config config) {
 void quantize_into(const Config& of, const std::filesystem::path& out) {
   const Config config = roomy(of);
   const cli::PreparedModel model = cli::prepare(config);
-  cli::quantize(config, model, some_texts(model.spec.vocab), out, kSilent);
+  cli::quantize(config, model, some_texts(model.spec.vocab), out, kNoProgress);
 }
 
 // As the command line reads it: formats and slice width are the folder's.
@@ -136,7 +134,7 @@ TEST_CASE("a folder written in int8 computes what quantizing while loading compu
     set_format(config, SliceEncoding::int8);
     const models::testing::TempFolder scratch;
     const auto out = scratch.path() / "int8";
-    cli::quantize(roomy(config), cli::prepare(roomy(config)), {}, out, kSilent);  // no text
+    cli::quantize(roomy(config), cli::prepare(roomy(config)), {}, out, kNoProgress);  // no text
     const auto ids = some_ids(checkpoint.spec.vocab);
     LoadedModel loading(config);
     const auto expected = mixed_logits(loading, ids);
@@ -205,7 +203,7 @@ TEST_CASE(
   const auto nll = [&](const Config& of) {
     const auto text = cli::load_text_windows(of.model.path / "heldout.txt", of, 6000);
     LoadedModel model(of);
-    return cli::score_text(model.session.decoder(), text, {128, 16}, kSilent) /
+    return cli::score_text(model.session.decoder(), text, {128, 16}, kNoProgress) /
            static_cast<double>(text.tokens);
   };
   const auto with_text = [&](const Config& of) {
@@ -220,7 +218,7 @@ TEST_CASE(
   const double nearest = nll(config);
   const models::testing::TempFolder scratch;
   const auto out = scratch.path() / "tiny";
-  cli::quantize(config, cli::prepare(config), with_text(config), out, kSilent);
+  cli::quantize(config, cli::prepare(config), with_text(config), out, kNoProgress);
   std::filesystem::copy_file(config.model.path / "heldout.txt", out / "heldout.txt");
   const double rounded = nll(of_folder(config, out));
   CAPTURE(bf16);
@@ -239,12 +237,12 @@ TEST_CASE("quantizing stays within its planned workspace, and leaves nothing beh
   const auto out = scratch.path() / "out";
   const cli::PreparedModel model = cli::prepare(config);
   const auto texts = some_texts(model.spec.vocab);
-  const auto report = cli::quantize(config, model, texts, out, kSilent);
+  const auto report = cli::quantize(config, model, texts, out, kNoProgress);
   CHECK(report.workspace_peak_bytes <= report.workspace_bytes);
   CHECK(report.bytes < report.bytes_before / 2);
   CHECK(cli::needs_text(config, model));
   CHECK(message_of<ConfigError>([&] {
-          cli::quantize(config, model, texts, out, kSilent);
+          cli::quantize(config, model, texts, out, kNoProgress);
         }).find("is there already") != std::string::npos);
 
   int calls = 0;
@@ -269,7 +267,7 @@ TEST_CASE("quantizing stays within its planned workspace, and leaves nothing beh
 
   Config narrow = config;
   narrow.memory.gpu_budget_bytes = uint64_t{4} << 20;
-  CHECK_THROWS_AS(cli::quantize(narrow, model, texts, other, kSilent), CapacityError);
+  CHECK_THROWS_AS(cli::quantize(narrow, model, texts, other, kNoProgress), CapacityError);
   CHECK_FALSE(std::filesystem::exists(other.string() + ".partial"));
 }
 

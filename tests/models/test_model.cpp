@@ -30,7 +30,7 @@ Config golden_config(const std::string& name, DType dtype) {
 }
 
 LoadedModel::LoadedModel(const Config& config, models::RoutingSchedule schedule)
-    : model(cli::prepare(config)), session(config, model, [](auto&&...) {}, {std::move(schedule), {}}) {}
+    : model(cli::prepare(config)), session(config, model, kNoProgress, {std::move(schedule), {}}) {}
 
 std::vector<float> LoadedModel::logits(const std::vector<int64_t>& ids, int64_t chunk) {
   std::vector<float> all;

@@ -82,14 +82,13 @@ double relative_error(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, and counts") {
-  const Progress quiet = [](const std::string&, uint64_t, uint64_t) {};
   for (const SliceEncoding encoding : kEncodings) {
     const SliceShape shape{kHidden, kWidth};
     const ExpertGrid grid{2, 4, 3, slice_bytes(shape, encoding, DType::fp32)};
     const auto device = make_cpu_device(kRoom, kRoom);
     const RandomSlices source(grid, encoding);
     ResidentExperts resident(*device, grid, make_quantized_format(shape, encoding));
-    resident.load(source, quiet);
+    resident.load(source, kNoProgress);
     const PagerOptions options = static_residents({6, 5});
     for (const double device_share : {0.0, 0.4, 1.0}) {
       for (const WeightOn weight_on : {WeightOn::input, WeightOn::output}) {
@@ -99,7 +98,7 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
           CAPTURE(k);
           ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), options, 0,
                             fixed_share(encoding, device_share));
-          pager.load(source, quiet);
+          pager.load(source, kNoProgress);
           for (int layer = 0; layer < grid.layers; ++layer) {
             // The last has more tokens of an expert than the CPU takes: the device does everything.
             for (const int64_t tokens : {int64_t{2}, int64_t{7}, int64_t{20}, int64_t{300}}) {
@@ -137,12 +136,11 @@ TEST_CASE("of experts with many and with few tokens the CPU takes over the latte
   const ExpertGrid grid{1, 4, 2, slice_bytes(shape, encoding, DType::fp32)};
   const auto device = make_cpu_device(kRoom, kRoom);
   const RandomSlices source(grid, encoding);
-  const Progress quiet = [](const std::string&, uint64_t, uint64_t) {};
   ResidentExperts resident(*device, grid, make_quantized_format(shape, encoding));
-  resident.load(source, quiet);
+  resident.load(source, kNoProgress);
   ExpertPager pager(*device, grid, make_quantized_format(shape, encoding), static_residents({0}), 0,
                     fixed_share(encoding, 0));
-  pager.load(source, quiet);
+  pager.load(source, kNoProgress);
   struct Case {
     std::vector<int64_t> tokens;  // of each expert
     uint64_t taken;

@@ -13,7 +13,6 @@ namespace {
 
 const ExpertGrid kGrid{3, 4, 5, 256};
 constexpr uint64_t kEnough = uint64_t{1} << 20;
-const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
 
 // Random bytes; counts how often it is asked.
 class RandomSource : public SliceSource {
@@ -68,7 +67,7 @@ TEST_CASE("a kept store is filled once and serves pagers of any residency and po
       CAPTURE(residents);
       const auto device = make_cpu_device(kEnough, kEnough);
       SlicePager pager(*device, kGrid, options(policy, residents), store);
-      pager.load(source, kQuiet);
+      pager.load(source, kNoProgress);
       check_all(pager, source);
     }
   }
@@ -84,11 +83,11 @@ TEST_CASE("with a kept store, a pager enters in its own budget what its own stor
     const auto own_device = make_cpu_device(kEnough, kEnough);
     {
       SlicePager own(*own_device, kGrid, options(policy, 7));
-      own.load(source, kQuiet);
+      own.load(source, kNoProgress);
       const auto device = make_cpu_device(kEnough, kEnough);
       {
         SlicePager pager(*device, kGrid, options(policy, 7), store);
-        pager.load(source, kQuiet);
+        pager.load(source, kNoProgress);
         CHECK(device->host_budget().used_bytes() == own_device->host_budget().used_bytes());
         CHECK(device->host_budget().used_bytes() == own.store().bytes());
       }
@@ -105,7 +104,7 @@ TEST_CASE("a filled store is a source of experts") {
   const auto home = make_cpu_device(kEnough, kEnough);
   const auto store = std::make_shared<ExpertStore>(*home, kGrid);
   CHECK_FALSE(store->filled());
-  SlicePager(*home, kGrid, options(PolicyKind::lru, 3), store).load(source, kQuiet);
+  SlicePager(*home, kGrid, options(PolicyKind::lru, 3), store).load(source, kNoProgress);
   REQUIRE(store->filled());
   std::vector<std::byte> bytes(kGrid.expert_bytes());
   std::vector<std::byte*> slices;

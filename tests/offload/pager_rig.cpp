@@ -110,7 +110,7 @@ PagerRig::PagerRig(const ExpertGrid& grid, const PagerOptions& options, bool lag
   device_ =
       lagging ? make_lagging_device(device_bytes, host_bytes) : make_cpu_device(device_bytes, host_bytes);
   pager_ = std::make_unique<SlicePager>(*device_, grid, options);
-  pager_->load(source_, [](const std::string&, uint64_t, uint64_t) {});
+  pager_->load(source_, kNoProgress);
   if (lagging) {
     read_bytes_.resize(grid.total_bytes());
     slow_.resize(2 * kSlowCopyBytes);

@@ -62,8 +62,6 @@ void check_sums(const Plan& plan) {
   CHECK(plan.host_bytes == host);
 }
 
-const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
-
 }  // namespace
 
 TEST_CASE("a dense model needs what its parts need") {
@@ -246,7 +244,7 @@ TEST_CASE("what was planned is what a pager takes: it loads and runs in budgets 
     const auto device = make_cpu_device(plan.device_bytes, plan.host_bytes);
     SlicePager pager(*device, kGrid, plan.pager);
     CHECK(device->device_budget().used_bytes() == plan.device_bytes);
-    pager.load(PatternSource(kGrid), kQuiet);
+    pager.load(PatternSource(kGrid), kNoProgress);
     CHECK(pager.store().bytes() == line(plan, "expert store", false));
     for (int step = 0; step < 3; ++step) {
       for (int layer = 0; layer < kGrid.layers; ++layer) {

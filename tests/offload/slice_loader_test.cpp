@@ -61,8 +61,6 @@ int wrong_slices(const SlicePager& pager, const PatternSource& source) {
   return wrong;
 }
 
-const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
-
 }  // namespace
 
 TEST_CASE("loading puts every slice where it belongs, however many threads load") {
@@ -74,7 +72,7 @@ TEST_CASE("loading puts every slice where it belongs, however many threads load"
       options.pinned = {{0, 3}, {5, 15}};
       const auto device = make_cpu_device(1 << 24, 1 << 24);
       SlicePager pager(*device, kGrid, options);
-      pager.load(source, kQuiet);
+      pager.load(source, kNoProgress);
       CHECK(wrong_slices(pager, source) == 0);
       CHECK(pager.consistent());
     }
@@ -87,7 +85,7 @@ TEST_CASE("a source that is parallel itself does not mix experts up in the stagi
   for (int round = 0; round < 5; ++round) {
     const auto device = make_cpu_device(1 << 24, 1 << 24);
     SlicePager pager(*device, kGrid, static_options(4));
-    pager.load(source, kQuiet);
+    pager.load(source, kNoProgress);
     REQUIRE(wrong_slices(pager, source.pattern()) == 0);
   }
 }
@@ -103,7 +101,7 @@ TEST_CASE("loading takes no more staging memory than was announced") {
     for (int round = 0; round < 2; ++round) {
       const auto device = make_cpu_device(1 << 24, store + staging);
       SlicePager pager(*device, kGrid, options);
-      pager.load(source, kQuiet);
+      pager.load(source, kNoProgress);
       CHECK(pager.store().bytes() == store);
       CHECK(device->host_budget().used_bytes() == store);
       CHECK(device->host_budget().peak_bytes() <= store + staging);
@@ -173,7 +171,7 @@ TEST_CASE("a source's error is the loader's error") {
   };
   const auto device = make_cpu_device(1 << 24, 1 << 24);
   SlicePager pager(*device, kGrid, static_options(3));
-  CHECK_THROWS_AS(pager.load(Damaged(), kQuiet), CheckpointError);
+  CHECK_THROWS_AS(pager.load(Damaged(), kNoProgress), CheckpointError);
 }
 
 }  // namespace lighter::offload

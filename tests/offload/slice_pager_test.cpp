@@ -26,8 +26,6 @@ PagerOptions options_of(double resident, PolicyKind policy = PolicyKind::lru, bo
   return options;
 }
 
-const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
-
 StepVisits same_for_all_layers(std::vector<int> experts, bool streaming = false) {
   return StepVisits(kGrid.layers, LayerVisit{std::move(experts), streaming, {}, 0});
 }
@@ -331,7 +329,7 @@ TEST_CASE("a pager takes exactly its slots from the device budget, and no run pa
 
   const auto few_hosts = make_cpu_device(needed, kGrid.total_bytes() - 1);
   SlicePager pager(*few_hosts, kGrid, options);
-  CHECK_THROWS_AS(pager.load(PatternSource(kGrid), kQuiet), CapacityError);
+  CHECK_THROWS_AS(pager.load(PatternSource(kGrid), kNoProgress), CapacityError);
   CHECK(few_hosts->host_budget().peak_bytes() < kGrid.total_bytes());
 }
 
@@ -351,7 +349,7 @@ TEST_CASE("everything is given back when a pager ends, also with prefetches unde
     {
       SlicePager pager(*device, kGrid, options_of(0.2, PolicyKind::lru, true, 64));
       const PatternSource source(kGrid);
-      pager.load(source, kQuiet);
+      pager.load(source, kNoProgress);
       pager.visit(0, std::vector<int>{0}, false,
                   {{}, [] {}, [](int, int, std::span<const std::byte* const>) {}});
       for (int layer = 1; layer < kGrid.layers; ++layer) pager.hint(layer, {0, 1, 2, 3, 4, 5, 6, 7});

@@ -15,7 +15,6 @@
 namespace lighter {
 namespace {
 
-const Progress kQuiet = [](const std::string&, uint64_t, uint64_t) {};
 constexpr uint64_t kPages = kHugePage;
 
 struct Unmapped {
@@ -82,7 +81,7 @@ TEST_CASE("each part ends in near pages, the same portion of each, and no page i
   size_t tried = 0;
   const std::vector<uint64_t> bytes = {20 * kPages, 10 * kPages, 0, 12 * kPages};
   const Unmapped mapped{
-      map_near_pages_last(bytes, budget, kQuiet, told_by([&](size_t i) { return near[i]; }, tried))};
+      map_near_pages_last(bytes, budget, kNoProgress, told_by([&](size_t i) { return near[i]; }, tried))};
   CHECK(tried == 42);
   for (const size_t part : {0, 1, 3}) {
     const size_t pages = bytes[part] / kPages;
@@ -109,7 +108,7 @@ TEST_CASE("others are tried until no more than a quarter is far, as far as the b
     budget.take(32 * kPages, "parts");
     size_t tried = 0;
     {
-      const Unmapped mapped{map_near_pages_last(bytes, budget, kQuiet, told_by(third, tried))};
+      const Unmapped mapped{map_near_pages_last(bytes, budget, kNoProgress, told_by(third, tried))};
       CHECK(tried == expected);
       CHECK(near_of(mapped.parts, 32) == std::min<size_t>(32, (tried + 2) / 3));
     }
@@ -122,7 +121,7 @@ TEST_CASE("parts need not be whole huge pages: all of their memory is there") {
   const std::vector<uint64_t> bytes = {3 * kPages + 5000, 7, kPages + 123, 4096};
   size_t tried = 0;
   const Unmapped mapped{
-      map_near_pages_last(bytes, budget, kQuiet, told_by([](size_t i) { return i == 1; }, tried))};
+      map_near_pages_last(bytes, budget, kNoProgress, told_by([](size_t i) { return i == 1; }, tried))};
   CHECK(tried == 4);
   for (size_t part = 0; part < bytes.size(); ++part) {
     CHECK(reinterpret_cast<uintptr_t>(mapped.parts.part(part)) % 4096 == 0);
@@ -130,7 +129,7 @@ TEST_CASE("parts need not be whole huge pages: all of their memory is there") {
     std::memset(mapped.parts.part(part), 9, bytes[part]);
   }
   const Unmapped small{
-      map_near_pages_last(std::vector<uint64_t>{0, 5000}, budget, kQuiet, told_by({}, tried))};
+      map_near_pages_last(std::vector<uint64_t>{0, 5000}, budget, kNoProgress, told_by({}, tried))};
   std::memset(small.parts.part(1), 9, 5000);
   CHECK(tried == 4);
 }
@@ -150,7 +149,7 @@ TEST_CASE("pages that the system will not move stay as they are, and all memory 
     REQUIRE(setrlimit(RLIMIT_AS, &full) == 0);
     return every_other;
   };
-  const Unmapped mapped{map_near_pages_last(bytes, budget, kQuiet, times)};
+  const Unmapped mapped{map_near_pages_last(bytes, budget, kNoProgress, times)};
   REQUIRE(setrlimit(RLIMIT_AS, &usual) == 0);
   std::memset(mapped.parts.part(0), 9, bytes[0]);
   std::memset(mapped.parts.part(1), 9, bytes[1]);
@@ -169,7 +168,7 @@ TEST_CASE("whoever ends the preparing of host memory leaves nothing in the budge
     };
     const PageTimes far_ones = [&](const std::byte* pages, size_t count, const Progress& progress) {
       progress("timing", 0, 0);
-      return told_by([](size_t i) { return i == 0; }, tried)(pages, count, kQuiet);
+      return told_by([](size_t i) { return i == 0; }, tried)(pages, count, kNoProgress);
     };
     CHECK_THROWS_AS(map_near_pages_last(bytes, budget, interrupt, far_ones), Interrupted);
     CHECK_THROWS_AS(take_host_parts(bytes, budget, "parts", true, [](auto&&...) { throw Interrupted(); }),
@@ -181,8 +180,8 @@ TEST_CASE("whoever ends the preparing of host memory leaves nothing in the budge
 
 TEST_CASE("each page's time is that of reading it") {
   constexpr size_t count = 40;
-  const Unmapped mapped{map_host_parts(std::vector<uint64_t>{count * kPages}, kQuiet)};
-  const std::vector<float> times = huge_page_times(mapped.parts.data, count, kQuiet);
+  const Unmapped mapped{map_host_parts(std::vector<uint64_t>{count * kPages}, kNoProgress)};
+  const std::vector<float> times = huge_page_times(mapped.parts.data, count, kNoProgress);
   CHECK(times.size() == count);
   for (const float time : times) {
     CHECK(time > 1e-6f);  // 2 TB/s
