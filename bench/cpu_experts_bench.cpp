@@ -3,8 +3,8 @@
 //   cpu_experts_bench [GiB of weights, 8] [threads, all cores but one] [KiB asked for ahead ...]
 // Before, gate and up, and down, by themselves: one thread whose weights are in its cache, all threads each
 // of which has them in its own, and all threads from memory. With several distances of prefetching, the rows
-// that they matter for are printed for each. Where memory differs, the weights are in pages near the
-// processor.
+// that they matter for are printed for each; else also what of a layer's time goes with its bytes, and what
+// does not. Where memory differs, the weights are in pages near the processor.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -79,9 +79,10 @@ std::vector<float> random_values(int64_t count) {
   return values;
 }
 
-// Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer.
-void bench_polling(const std::string& what, CpuExperts& cpu, const SliceField& weights, int tokens,
-                   uint64_t jobs_least, uint64_t jobs_most, double best_rate) {
+// Decode of `tokens` tokens that all chose the same expert: jobs_least to jobs_most slices a layer. Returns
+// the median of a layer's time, in µs.
+double bench_polling(const std::string& what, CpuExperts& cpu, const SliceField& weights, int tokens,
+                     uint64_t jobs_least, uint64_t jobs_most, double best_rate) {
   const MissMailboxShape shape{kLayers, tokens, kHidden, 1};
   std::vector<std::byte> memory(MissMailbox::bytes(shape) + 128);
   const MissMailbox mailbox(memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128), shape);
@@ -120,6 +121,26 @@ void bench_polling(const std::string& what, CpuExperts& cpu, const SliceField& w
   const double busy = std::max(after.busy_s - before.busy_s, 1e-9);
   print_row(what, layer_us, static_cast<double>(after.bytes - before.bytes), best_rate,
             (after.waited_s - before.waited_s) / busy);
+  std::ranges::nth_element(layer_us, layer_us.begin() + static_cast<int64_t>(layer_us.size()) / 2);
+  return layer_us[layer_us.size() / 2];
+}
+
+// The line through the times of layers of few slices, by least squares.
+void bench_parts(const std::string& what, CpuExperts& cpu, const SliceField& weights, double best_rate) {
+  double n = 0, x_sum = 0, y_sum = 0, xx_sum = 0, xy_sum = 0;
+  for (const uint64_t slices : {2, 4, 6, 12}) {
+    const double x = static_cast<double>(slices * weights.kernel().layout().bytes);
+    const double y = bench_polling(what + ", decode, " + std::to_string(slices) + " slices", cpu, weights, 1,
+                                   slices, slices, best_rate);
+    ++n;
+    x_sum += x;
+    y_sum += y;
+    xx_sum += x * x;
+    xy_sum += x * y;
+  }
+  const double us_per_byte = (n * xy_sum - x_sum * y_sum) / (n * xx_sum - x_sum * x_sum);
+  std::printf("  %s: %.1f us a layer, and its bytes at %.1f GB/s\n", what.c_str(),
+              (y_sum - us_per_byte * x_sum) / n, 1e-3 / us_per_byte);
 }
 
 // 16 experts of 4 slices, chosen by `uses` tokens each.
@@ -274,6 +295,7 @@ void bench_encoding(SliceEncoding encoding, CpuExperts& cpu, std::byte* memory, 
   }
   const SliceField weights(memory, bytes, encoding, kHidden, 256);
   if (all) {
+    bench_parts(std::string(encoding_name(encoding)), cpu, weights, best_rate);
     bench_polling(row("decode, no slices"), cpu, weights, 1, 0, 0, best_rate);
     bench_polling(row("decode of 4 tokens, 7-11"), cpu, weights, 4, 7, 11, best_rate);
     bench_batch(row("batch, 64 slices x 1 token"), cpu, weights, 1, best_rate);
