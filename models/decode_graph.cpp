@@ -66,7 +66,7 @@ class CudaDecodeGraph : public DecodeGraph {
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
         // Copies that a fetcher has begun for a step end with it.
-        goes_ahead_(!shape.fetches && (executor == nullptr || executor->places_stay())),
+        goes_ahead_(shape.all_resident || (!shape.fetches && executor != nullptr && executor->places_stay())),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
     check(cudaStreamSynchronize(stream_), "clearing");
@@ -98,7 +98,10 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   int64_t step(int64_t token, int64_t position, bool goes_on) override {
-    if (ahead_ && (token != ahead_->token || position != ahead_->position)) await_ahead();
+    if (ahead_ && (token != ahead_->token || position != ahead_->position)) {
+      await_ahead();
+      throw_if_late(step_);
+    }
     if (!ahead_) enqueue(token, position);
     ahead_.reset();
     const unsigned step = step_;
@@ -112,7 +115,7 @@ class CudaDecodeGraph : public DecodeGraph {
       throw DeviceError("the logits are not finite at position " + std::to_string(position) +
                         "; the weights are damaged, or the model needs decode: eager");
     }
-    if (output.error != 0) throw_late(static_cast<int>(output.error) - 1);
+    throw_if_late(step);
     if (shape_.fetches && working_) await_fetcher();
     share_.step_ended(static_cast<int>(output.late), shape_.experts.layers);
     count(step);
@@ -122,10 +125,13 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   void rest() override {
-    if (ahead_) await_ahead();
-    if (!working_) return;
-    working_ = false;
-    workers_->stop();
+    try {
+      if (ahead_) await_ahead();
+    } catch (...) {  // nothing may poll what is freed soon
+      stop_workers();
+      throw;
+    }
+    stop_workers();
   }
 
   at::Tensor logits() const override {
@@ -172,8 +178,8 @@ class CudaDecodeGraph : public DecodeGraph {
     }
     const Executable& executable = position < kernels::kFewKeys ? short_step_ : long_step_;
     check(cudaGraphLaunch(executable.get(), stream_), "launching");
-    if (working_) check(cudaEventRecord(ended_[slot], stream_), "recording");
     step_ = step;
+    if (working_) check(cudaEventRecord(ended_[slot], stream_), "recording");
   }
 
   // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a
@@ -195,10 +201,17 @@ class CudaDecodeGraph : public DecodeGraph {
     }
   }
 
-  // Its result is of no use.
+  // Its token is of no use.
   void await_ahead() {
     ahead_.reset();
-    check(cudaStreamSynchronize(stream_), "running");
+    await(step_);
+    count(step_);
+  }
+
+  void stop_workers() {
+    if (!working_) return;
+    working_ = false;
+    workers_->stop();
   }
 
   // Nothing in a step waits for a fetcher at a layer without misses, but it must not look into the next
@@ -210,6 +223,11 @@ class CudaDecodeGraph : public DecodeGraph {
       if (std::chrono::steady_clock::now() > limit) throw_late(last);
       std::this_thread::yield();
     }
+  }
+
+  void throw_if_late(unsigned step) {
+    const unsigned error = on_host_.output[slot_of(step)].error;
+    if (error != 0 && error != kernels::kNotFinite) throw_late(static_cast<int>(error) - 1);
   }
 
   [[noreturn]] void throw_late(int layer) {

@@ -78,6 +78,7 @@ CpuExperts::CpuExperts(const CpuExpertsOptions& options)
 
 CpuExperts::~CpuExperts() {
   stopping_ = true;
+  if (polling_ != nullptr) parts_->team.abandon();
   await_workers();
   if (!failure_.empty()) spdlog::error("{}", failure_);
 }
@@ -183,6 +184,7 @@ void CpuExperts::stop_polling() {
   stopping_ = true;
   std::unique_lock lock(mutex_);
   if (!ended_.wait_for(lock, kTimeToEnd, [&] { return running_ == 0; })) {
+    parts_->team.abandon();
     throw DeviceError(std::to_string(running_) + " of " + std::to_string(threads()) +
                       " workers of the CPU's experts have not ended within a second" +
                       (failure_.empty() ? "" : "; " + failure_));
@@ -196,7 +198,6 @@ bool CpuExperts::wait_for_post(int worker, int layer, uint32_t step, CpuJobs& ex
   const MissMailbox& mailbox = polling_->mailbox;
   // What is expected of the first layer would be of a step that nobody has asked for.
   bool expects = layer == 0;
-  // Within a step all layers bear its number; the first may skip some.
   for (uint32_t turns = 0;; spin(turns)) {
     if (step_reached(mailbox.posted(layer), step)) return true;
     if (stopping_.load(std::memory_order_relaxed) || parts_->team.abandoned()) return false;
@@ -230,11 +231,15 @@ void CpuExperts::poll(int worker) {
       const MissPost post = polling.mailbox.read(layer);
       bool expected = false;
       auto outcome = CpuTeam::Outcome::abandoned;
-      if (layer == 0) step = post.step;
       try {
         if (options_.on_begin) options_.on_begin(worker, step, layer);
         check_tokens(post.tokens, polling.mailbox.shape().tokens);
         polling.make_jobs(layer, post, jobs);
+        // A GPU that has waited too long for a layer posts it again in the next step. Others may have listed
+        // what it had posted before.
+        if (const uint32_t now = polling.mailbox.posted(layer); post.step != step || now != step) {
+          throw DeviceError("the GPU has gone on to step " + std::to_string(now));
+        }
         expected = was_expected(layer, post);
         outcome = team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result, expected);
         if (outcome == CpuTeam::Outcome::abandoned) {

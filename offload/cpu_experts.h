@@ -61,8 +61,8 @@ class CpuExperts {
 
   int threads() const;
 
-  // Returns when all workers are awake. Serves the steps first_step, then any later ones. mailbox's memory
-  // and what make_jobs refers to stay until stop_polling() has returned.
+  // Returns when all workers are awake. Serves the steps from first_step on, none of which may be left out.
+  // mailbox's memory and what make_jobs refers to stay until stop_polling() has returned.
   void start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs, uint32_t first_step);
   // Call when no layer is under way. Returns within about a second; throws what the workers met.
   void stop_polling();

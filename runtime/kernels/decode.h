@@ -259,7 +259,8 @@ struct StepInput {
   int tokens[kMostDecodeTokens] = {};
   int positions[kMostDecodeTokens] = {};
 };
-constexpr int kFoundToken = -1;  // as a step's token: the one that the step before has found
+// As a step's token: the one that the step before has found, whose error is then this one's, too.
+constexpr int kFoundToken = -1;
 struct DecodeBegin {
   const StepInput* input = nullptr;     // [slots], mapped host memory
   const unsigned* completed = nullptr;  // steps, which decide the slot; one word
@@ -274,8 +275,8 @@ struct DecodeBegin {
   int table_entries = 0;
   unsigned long long* best = nullptr;  // [tokens], set to 0
   unsigned* late = nullptr;            // set to 0
-  unsigned* error = nullptr;           // likewise
-  LayerTimes* times = nullptr;         // [layers], likewise
+  unsigned* error = nullptr;           // likewise, but see kFoundToken
+  LayerTimes* times = nullptr;         // [layers], set to 0
   int layers = 0;
 };
 void decode_begin(const DecodeBegin& begin, void* stream);

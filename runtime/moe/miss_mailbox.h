@@ -4,8 +4,8 @@
 //
 // The device writes tokens, x, scales, experts and weights, then after a system-wide fence posted = the
 // step's number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1,
-// layers are posted in order, and a slot is written again only when its last step is done. Accessors of the
-// control words are thread-safe.
+// layers are posted in order, and a slot is written again only when its last step is done, or when the device
+// has waited too long for it. Accessors of the control words are thread-safe.
 //
 // The device may also tell what it expects a layer to choose for a single token: it writes expected, then
 // after a fence guessed = the step's number, before the layer is posted and while one before it is under way.

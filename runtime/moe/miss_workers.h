@@ -11,7 +11,8 @@
 
 namespace lighter {
 
-// What workers look up while they serve steps. All of it changes only between steps.
+// What workers look up while they serve a step. All of it changes only between steps, but for what lies in
+// the slot of another one.
 struct MissWork {
   // Where workers that copy bring missed slices, those of a layer one after another, and what they write
   // after each; see Arrivals in runtime/kernels/decode.h.

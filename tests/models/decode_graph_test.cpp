@@ -236,8 +236,10 @@ TEST_CASE(
   if (test_device() != DeviceConfig::Kind::cuda) return;  // there is no graph
   const SmallCheckpoint checkpoint("mixtral", kDecodable);
   const auto ids = some_ids(checkpoint.spec.vocab);
-  for (const Miss miss : {Miss::cpu, Miss::split, Miss::fetch}) {
+  for (const auto& [miss, ahead] :
+       {std::pair{Miss::cpu, false}, {Miss::split, false}, {Miss::fetch, false}, {Miss::split, true}}) {
     CAPTURE(miss_name(miss));
+    CAPTURE(ahead);  // the next step is enqueued already
     Config config = checkpoint.config(DType::bf16);
     config.memory.gpu_budget_bytes = uint64_t{2048} << 20;
     config.memory.host_budget_bytes = uint64_t{512} << 20;
@@ -245,12 +247,14 @@ TEST_CASE(
     config.decode = DecodeMode::graph;
     config.offload.resident = 0.5;
     config.offload.miss = miss;
+    if (ahead) config.offload.policy = Policy::static_;
     const cli::PreparedModel model = cli::prepare(config);
     cli::Session session(config, model, kNoProgress, {}, nullptr, std::make_unique<DeadWorkers>());
     const auto decode = [&](int64_t position, int64_t count) {
       Step step;
       step.add(0, position, ids.data() + position, count);
-      return session.decoder().forward(step);
+      step.goes_on = ahead;
+      session.decoder().likeliest(step);
     };
     decode(0, 4);
     const auto begin = std::chrono::steady_clock::now();

@@ -443,7 +443,7 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
   cpu.stop_polling();
 }
 
-TEST_CASE("polling goes on where it was told to after a batch and a pause, and steps may be skipped") {
+TEST_CASE("polling goes on where it was told to after a batch and a pause") {
   const Model model(SliceEncoding::int8, 1, 1, 7500);
   FakeGpu gpu({2, 1, kHidden, 1});
   CpuExperts cpu(with_threads(2));
@@ -459,7 +459,7 @@ TEST_CASE("polling goes on where it was told to after a batch and a pause, and s
     }
     cpu.start_polling(gpu.mailbox(), jobs_of(model), first);
     CHECK_THROWS_AS(cpu.start(jobs, x.data(), 1, Values(kHidden).data()), DeviceError);
-    for (const uint32_t step : {first, first + 2}) {
+    for (const uint32_t step : {first, first + 1}) {
       for (int layer = 0; layer < 2; ++layer) {
         gpu.post(layer, step, x, {0}, 1);
         REQUIRE(gpu.done(layer, step));
@@ -499,6 +499,48 @@ TEST_CASE(
   gpu.post(0, 3, x, {0}, 1);
   CHECK(gpu.done(0, 3));
   cpu.stop_polling();
+}
+
+TEST_CASE(
+    "a worker to whom the GPU, tired of waiting, has posted the next step ends polling, and all others") {
+  const Model model(SliceEncoding::int8, 3, 2, 8100);
+  for (const int late_at : {0, 1}) {
+    CAPTURE(late_at);
+    FakeGpu gpu({2, 1, kHidden, 1});
+    auto options = with_threads(3);
+    std::atomic<bool> late = false, go_on = false;
+    options.on_begin = [&](int worker, uint32_t step, int layer) {
+      if (worker != 1 || step != 1 || layer != late_at) return;
+      late = true;
+      while (!go_on) std::this_thread::yield();
+    };
+    CpuExperts cpu(options);
+    // In the next step there is twice as much to do.
+    const auto make_jobs = [&](int, const MissPost& post, CpuJobs& jobs) {
+      const int expert = std::atomic_ref(const_cast<int32_t&>(*post.experts)).load();
+      jobs.clear(model.kernel);
+      const TokenUse use;
+      model.add(jobs, expert, {&use, 1});
+      if (expert > 0) model.add(jobs, 0, {&use, 1});
+    };
+    cpu.start_polling(gpu.mailbox(), make_jobs, 1);
+    const auto x = normal(kHidden, 1, 8101);
+    for (int layer = 0; layer < 2; ++layer) gpu.post(layer, 1, x, {0}, 1);
+    while (!late) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // the others are at work
+    for (int layer = 0; layer < 2; ++layer) {
+      const MissSlot slot = gpu.mailbox().slot(layer);
+      std::atomic_ref(*slot.experts).store(2);
+      std::atomic_ref(*slot.posted).store(2, std::memory_order_release);
+    }
+    go_on = true;
+    CHECK_FALSE(gpu.done(late_at, 1, std::chrono::milliseconds(100)));
+    const auto begin = Clock::now();
+    const auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
+    CHECK(seconds_since(begin) < 1);
+    CHECK(message.find("at step 1, layer " + std::to_string(late_at) + ": the GPU has gone on to step 2") !=
+          std::string::npos);
+  }
 }
 
 TEST_CASE("a worker that dawdles is reported within about a second, and the destructor waits for it") {
