@@ -58,17 +58,19 @@ double read_rate(const std::byte* memory, uint64_t bytes, int threads) {
   return std::max(host_read_rate(memory, bytes, threads), host_read_rate(memory, bytes, threads));
 }
 
-void print_row(const std::string& what, std::vector<double> layer_us, double bytes, double best_rate,
-               double waited = -1) {
+// Returns the median of layer_us.
+double print_row(const std::string& what, std::vector<double> layer_us, double bytes, double best_rate,
+                 double waited = -1) {
   std::sort(layer_us.begin(), layer_us.end());
   double sum = 0;
   for (const double us : layer_us) sum += us;
-  const double rate = bytes / sum * 1e-3;
-  std::printf("  %-38s %7.0f %7.0f %8.1f %6.0f %%", what.c_str(), layer_us[layer_us.size() / 2],
+  const double rate = bytes / sum * 1e-3, median = layer_us[layer_us.size() / 2];
+  std::printf("  %-38s %7.0f %7.0f %8.1f %6.0f %%", what.c_str(), median,
               layer_us[layer_us.size() * 99 / 100], rate, 100 * rate / best_rate);
   if (waited >= 0) std::printf(" %6.1f %%", 100 * waited);
   std::printf("\n");
   std::fflush(stdout);
+  return median;
 }
 
 std::vector<float> random_values(int64_t count) {
@@ -119,10 +121,8 @@ double bench_polling(const std::string& what, CpuExperts& cpu, const SliceField&
   cpu.stop_polling();
   const auto after = cpu.counters();
   const double busy = std::max(after.busy_s - before.busy_s, 1e-9);
-  print_row(what, layer_us, static_cast<double>(after.bytes - before.bytes), best_rate,
-            (after.waited_s - before.waited_s) / busy);
-  std::ranges::nth_element(layer_us, layer_us.begin() + static_cast<int64_t>(layer_us.size()) / 2);
-  return layer_us[layer_us.size() / 2];
+  return print_row(what, layer_us, static_cast<double>(after.bytes - before.bytes), best_rate,
+                   (after.waited_s - before.waited_s) / busy);
 }
 
 // The line through the times of layers of few slices, by least squares.

@@ -66,7 +66,8 @@ class CudaDecodeGraph : public DecodeGraph {
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
         // Copies that a fetcher has begun for a step end with it.
-        goes_ahead_(shape.all_resident || (!shape.fetches && executor != nullptr && executor->places_stay())),
+        goes_ahead_((shape.all_resident || !shape.fetches) &&
+                    (executor == nullptr || executor->places_stay())),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
     check(cudaStreamSynchronize(stream_), "clearing");

@@ -53,8 +53,9 @@ class DecodeGraph {
   virtual ~DecodeGraph() = default;
 
   // Enqueues the step and waits for it; returns the likeliest next token. goes_on: that token will probably
-  // be the next step's. Where no slice changes its place that step is then enqueued already, so that the
-  // device need not wait for the host; if another one comes instead, it waits for this one's end.
+  // be the next step's. Where no slice changes its place, and none is fetched, that step is then enqueued
+  // already, so that the device need not wait for the host; if another one comes instead, it waits for this
+  // one's end.
   virtual int64_t step(int64_t token, int64_t position, bool goes_on) = 0;
   // Ends what is enqueued, and lets the workers sleep until the next step. Throws what they met.
   virtual void rest() = 0;

@@ -249,7 +249,7 @@ void SlicePager::end_step() {
 }
 
 void SlicePager::learn(std::span<const int> experts) {
-  if (options_.policy != PolicyKind::static_) promote(experts);
+  if (!places_stay()) promote(experts);
   count_copies();  // Afterwards, so that the copies that were just seen to have ended are among them.
 }
 

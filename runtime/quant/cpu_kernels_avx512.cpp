@@ -18,9 +18,9 @@ namespace {
 
 constexpr int kMostRows = 4;  // long ones, at a time
 // The same for one token, in int8 and in int4. In int8 15 threads read 4 to 6 % more than one row at a time.
-constexpr int kRowsOfOneToken[] = {4, 2};
-constexpr int kTokens = 4;                 // at a time
-constexpr int64_t kShortRow = 16;          // groups
+constexpr int kRowsOfOneToken[] = {kMostRows, 2};
+constexpr int kTokens = 4;         // at a time
+constexpr int64_t kShortRow = 16;  // groups
 
 // One block of rows for up to kTokens tokens.
 template <int tokens>
