@@ -1,0 +1,322 @@
+// The CPU's experts as a GPU's decode steps have them: polling a mailbox.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "runtime/error.h"
+#include "tests/message_of.h"
+#include "tests/offload/cpu_experts_rig.h"
+
+namespace lighter::offload {
+namespace {
+
+// What a GPU does: posts layers and waits for them.
+class FakeGpu {
+ public:
+  explicit FakeGpu(const MissMailboxShape& shape)
+      : memory_(MissMailbox::bytes(shape) + 128), mailbox_(aligned(memory_.data()), shape) {}
+
+  const MissMailbox& mailbox() const { return mailbox_; }
+  void post(int layer, uint32_t step, const Values& x, const std::vector<int>& experts, float weight) {
+    const MissSlot slot = mailbox_.slot(layer);
+    std::copy(x.begin(), x.end(), slot.x);
+    std::copy(experts.begin(), experts.end(), slot.experts);
+    std::fill_n(slot.weights, experts.size(), weight);
+    std::fill_n(slot.scales, experts.size(), 1.0f);
+    *slot.tokens = static_cast<int32_t>(x.size() / kHidden);
+    std::atomic_ref(*slot.posted).store(step, std::memory_order_release);
+  }
+  // What the layer is expected to be posted.
+  void guess(int layer, uint32_t step, const std::vector<int>& experts) {
+    const MissSlot slot = mailbox_.slot(layer);
+    std::copy(experts.begin(), experts.end(), slot.expected);
+    std::atomic_ref(*slot.guessed).store(step, std::memory_order_release);
+  }
+  bool done(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
+    const auto deadline = Clock::now() + patience;
+    while (std::atomic_ref(*mailbox_.slot(layer).done).load(std::memory_order_acquire) != step) {
+      if (Clock::now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  Values result(int layer, size_t count) const {
+    const float* from = mailbox_.slot(layer).result;
+    return {from, from + count};
+  }
+
+ private:
+  static std::byte* aligned(std::byte* from) {
+    return from + (128 - reinterpret_cast<uintptr_t>(from) % 128);
+  }
+
+  std::vector<std::byte> memory_;
+  MissMailbox mailbox_;
+};
+
+// One expert for each token, scaled on its way in.
+MakeCpuJobs jobs_of(const Model& model) {
+  return [&model](int, const MissPost& post, CpuJobs& jobs) {
+    jobs.clear(model.kernel);
+    for (int32_t token = 0; token < post.tokens; ++token) {
+      if (post.experts[token] < 0) continue;
+      const TokenUse use{token, post.is_expected() ? 1 : post.weights[token], 1};
+      model.add(jobs, post.experts[token], {&use, 1});
+    }
+  };
+}
+
+}  // namespace
+
+TEST_CASE("a posted layer is computed and published, step after step") {
+  for (const auto encoding : kEncodings) {
+    const Model model(encoding, 3, 2, 7000);
+    const MissMailboxShape shape{4, 3, kHidden, 1};
+    FakeGpu gpu(shape);
+    CpuExperts cpu(with_threads(3)), batch(with_threads(1));
+    std::mt19937 random(7);
+    cpu.start_polling(gpu.mailbox(), jobs_of(model), 5);
+    uint64_t bytes = 0, layers = 0;
+    int wrong = 0;
+    for (uint32_t step = 5; step < 45; ++step) {
+      for (int layer = 0; layer < shape.layers; ++layer) {
+        const int tokens = 1 + static_cast<int>(random() % 3);
+        const auto x = normal(tokens * kHidden, 1, 7100 + step * 4 + layer);
+        std::vector<int> experts;
+        CpuJobs jobs;
+        jobs.clear(model.kernel);
+        for (int token = 0; token < tokens; ++token) {
+          experts.push_back(static_cast<int>(random() % 4) - 1);  // -1: nothing missing
+          const TokenUse use{token, 0.75f, 1};
+          if (experts.back() >= 0) model.add(jobs, experts.back(), {&use, 1});
+        }
+        gpu.post(layer, step, x, experts, 0.75f);
+        REQUIRE(gpu.done(layer, step));
+        wrong += gpu.result(layer, x.size()) != computed(batch, jobs, x);
+        bytes += jobs.weight_bytes();
+        layers += !jobs.jobs().empty();
+      }
+    }
+    CHECK(wrong == 0);
+    cpu.stop_polling();
+    cpu.stop_polling();  // nothing to do
+    CHECK(cpu.counters().bytes == bytes);
+    CHECK(cpu.counters().layers == layers);
+    CHECK(cpu.counters().busy_s > 0);
+    CHECK(cpu.counters().waited_s < cpu.counters().busy_s);
+  }
+}
+
+TEST_CASE(
+    "what was expected of a layer, rightly or wrongly, in time or not, does not change what is computed") {
+  for (const auto encoding : kEncodings) {
+    const Model model(encoding, 3, 2, 7300);
+    const MissMailboxShape shape{4, 1, kHidden, 1};
+    FakeGpu gpu(shape);
+    CpuExperts cpu(with_threads(3)), batch(with_threads(1));
+    std::mt19937 random(8);
+    cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+    uint64_t right = 0;
+    int wrong = 0;
+    for (uint32_t step = 1; step < 120; ++step) {
+      for (int layer = 0; layer < shape.layers; ++layer) {
+        const auto x = normal(kHidden, 1, 7400 + step * 4 + layer);
+        const int expert = static_cast<int>(random() % 4) - 1;  // -1: nothing missing
+        const int expected = random() % 2 == 0 ? expert : static_cast<int>(random() % 4) - 1;
+        const int told = static_cast<int>(random() % 4);  // 0: not at all; 1: at once; else: some time before
+        if (told > 0) gpu.guess(layer, step, {expected});
+        if (told > 1) std::this_thread::sleep_for(std::chrono::microseconds(random() % 60));
+        gpu.post(layer, step, x, {expert}, 0.75f);
+        REQUIRE(gpu.done(layer, step));
+        CpuJobs jobs;
+        jobs.clear(model.kernel);
+        const TokenUse use{0, 0.75f, 1};
+        if (expert >= 0) model.add(jobs, expert, {&use, 1});
+        wrong += gpu.result(layer, x.size()) != computed(batch, jobs, x);
+        right += layer > 0 && told > 0 && expert >= 0 && expected == expert;
+      }
+    }
+    CHECK(wrong == 0);
+    cpu.stop_polling();
+    CHECK(right > 0);
+    CHECK(cpu.counters().layers_expected == right);
+  }
+}
+
+TEST_CASE("layers that are posted before the ones before are done are computed one after the other") {
+  // As by a GPU that has given up waiting for a worker without a core.
+  const Model model(SliceEncoding::int4, 1, 2, 7450);
+  const MissMailboxShape shape{6, 1, kHidden, 1};
+  FakeGpu gpu(shape);
+  auto options = with_threads(3);
+  options.on_begin = [](int worker, uint32_t step, int layer) {
+    if (step > 0 && worker == layer % 2) std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  };
+  CpuExperts cpu(options), batch(with_threads(1));
+  CpuJobs jobs;
+  jobs.clear(model.kernel);
+  const TokenUse use;
+  model.add(jobs, 0, {&use, 1});
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+  int wrong = 0;
+  for (uint32_t step = 1; step < 10; ++step) {
+    std::vector<Values> x;
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      x.push_back(normal(kHidden, 1, 7460 + step * 6 + layer));
+      gpu.post(layer, step, x.back(), {0}, 1);
+    }
+    REQUIRE(gpu.done(shape.layers - 1, step));
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      wrong += gpu.result(layer, kHidden) != computed(batch, jobs, x[layer]);
+    }
+  }
+  CHECK(wrong == 0);
+  cpu.stop_polling();
+}
+
+TEST_CASE("polling goes on where it was told to after a batch and a pause") {
+  const Model model(SliceEncoding::int8, 1, 1, 7500);
+  FakeGpu gpu({2, 1, kHidden, 1});
+  CpuExperts cpu(with_threads(2));
+  const auto x = normal(kHidden, 1, 7501);
+  CpuJobs jobs;
+  jobs.clear(model.kernel);
+  const TokenUse use;
+  model.add(jobs, 0, {&use, 1});
+  const auto expected = computed(cpu, jobs, x);
+  for (const uint32_t first : {1u, 4u, 0xFFFFFFFFu}) {
+    for (int layer = 0; layer < 2; ++layer) {  // of an earlier step: nobody must serve it
+      std::atomic_ref(*gpu.mailbox().slot(layer).posted).store(first - 1, std::memory_order_release);
+    }
+    cpu.start_polling(gpu.mailbox(), jobs_of(model), first);
+    CHECK_THROWS_AS(cpu.start(jobs, x.data(), 1, Values(kHidden).data()), DeviceError);
+    for (const uint32_t step : {first, first + 1}) {
+      for (int layer = 0; layer < 2; ++layer) {
+        gpu.post(layer, step, x, {0}, 1);
+        REQUIRE(gpu.done(layer, step));
+        CHECK(gpu.result(layer, kHidden) == expected);
+      }
+    }
+    cpu.stop_polling();
+    CHECK(computed(cpu, jobs, x) == expected);
+  }
+}
+
+TEST_CASE(
+    "a worker that dies leaves its layer unpublished, ends the others, and is heard of within a second") {
+  const Model model(SliceEncoding::int8, 1, 2, 8000);
+  FakeGpu gpu({2, 1, kHidden, 1});
+  std::atomic<bool> deadly = true;
+  auto options = with_threads(3);
+  options.on_begin = [&](int worker, uint32_t step, int layer) {
+    if (deadly && worker == 1 && step == 2 && layer == 1) throw std::runtime_error("pulled the plug");
+  };
+  CpuExperts cpu(options);
+  const auto x = normal(kHidden, 1, 8001);
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+  for (const auto& [step, layer] : {std::pair{1u, 0}, {1u, 1}, {2u, 0}}) {
+    gpu.post(layer, step, x, {0}, 1);
+    REQUIRE(gpu.done(layer, step));
+  }
+  gpu.post(1, 2, x, {0}, 1);
+  CHECK_FALSE(gpu.done(1, 2, std::chrono::milliseconds(100)));
+  const auto begin = Clock::now();
+  const auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
+  CHECK(seconds_since(begin) < 1);
+  CHECK(message == "worker 1 of the CPU's experts failed: at step 2, layer 1: pulled the plug");
+
+  deadly = false;  // and one may start again
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 3);
+  gpu.post(0, 3, x, {0}, 1);
+  CHECK(gpu.done(0, 3));
+  cpu.stop_polling();
+}
+
+TEST_CASE(
+    "a worker to whom the GPU, tired of waiting, has posted the next step ends polling, and all others") {
+  const Model model(SliceEncoding::int8, 3, 2, 8100);
+  for (const int late_at : {0, 1}) {
+    CAPTURE(late_at);
+    FakeGpu gpu({2, 1, kHidden, 1});
+    auto options = with_threads(3);
+    std::atomic<bool> late = false, go_on = false;
+    options.on_begin = [&](int worker, uint32_t step, int layer) {
+      if (worker != 1 || step != 1 || layer != late_at) return;
+      late = true;
+      while (!go_on) std::this_thread::yield();
+    };
+    CpuExperts cpu(options);
+    // In the next step there is twice as much to do.
+    const auto make_jobs = [&](int, const MissPost& post, CpuJobs& jobs) {
+      const int expert = std::atomic_ref(const_cast<int32_t&>(*post.experts)).load();
+      jobs.clear(model.kernel);
+      const TokenUse use;
+      model.add(jobs, expert, {&use, 1});
+      if (expert > 0) model.add(jobs, 0, {&use, 1});
+    };
+    cpu.start_polling(gpu.mailbox(), make_jobs, 1);
+    const auto x = normal(kHidden, 1, 8101);
+    for (int layer = 0; layer < 2; ++layer) gpu.post(layer, 1, x, {0}, 1);
+    while (!late) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // the others are at work
+    for (int layer = 0; layer < 2; ++layer) {
+      const MissSlot slot = gpu.mailbox().slot(layer);
+      std::atomic_ref(*slot.experts).store(2);
+      std::atomic_ref(*slot.posted).store(2, std::memory_order_release);
+    }
+    go_on = true;
+    CHECK_FALSE(gpu.done(late_at, 1, std::chrono::milliseconds(100)));
+    const auto begin = Clock::now();
+    const auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
+    CHECK(seconds_since(begin) < 1);
+    CHECK(message.find("at step 1, layer " + std::to_string(late_at) + ": the GPU has gone on to step 2") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("a worker that dawdles is reported within about a second, and the destructor waits for it") {
+  const Model model(SliceEncoding::int8, 1, 1, 8200);
+  FakeGpu gpu({1, 1, kHidden, 1});
+  auto options = with_threads(2);
+  std::atomic<bool> ended = false;
+  options.on_begin = [&](int worker, uint32_t, int) {
+    if (worker != 0) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    ended = true;
+  };
+  {
+    CpuExperts cpu(options);
+    cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+    gpu.post(0, 1, normal(kHidden, 1, 8201), {0}, 1);
+    const auto begin = Clock::now();
+    CHECK(test::message_of<DeviceError>([&] { cpu.stop_polling(); }).find("have not ended") !=
+          std::string::npos);
+    CHECK(seconds_since(begin) < 1.4);
+  }
+  CHECK(ended);
+}
+
+TEST_CASE("what the GPU or the caller's list gets wrong is an error that names the layer") {
+  const Model model(SliceEncoding::int8, 1, 9, 8600);  // wider than promised
+  FakeGpu gpu({1, 2, kHidden, 1});
+  CpuExperts cpu(with_threads(2));
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+  gpu.post(0, 1, normal(2 * kHidden, 1, 8601), {0, 0}, 1);
+  CHECK_FALSE(gpu.done(0, 1, std::chrono::milliseconds(50)));
+  auto message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
+  CHECK(message.find("step 1, layer 0") != std::string::npos);
+  CHECK(message.find("9216 hidden values, and there is room for 8192") != std::string::npos);
+
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 2);
+  *gpu.mailbox().slot(0).tokens = 77;
+  std::atomic_ref(*gpu.mailbox().slot(0).posted).store(2, std::memory_order_release);
+  CHECK_FALSE(gpu.done(0, 2, std::chrono::milliseconds(50)));
+  message = test::message_of<DeviceError>([&] { cpu.stop_polling(); });
+  CHECK(message.find("the GPU posted 77 tokens to a mailbox for 2") != std::string::npos);
+}
+
+}  // namespace lighter::offload
