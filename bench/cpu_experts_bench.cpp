@@ -85,13 +85,17 @@ std::vector<float> random_values(int64_t count) {
 // the median of a layer's time, in µs.
 double bench_polling(const std::string& what, CpuExperts& cpu, const SliceField& weights, int tokens,
                      uint64_t jobs_least, uint64_t jobs_most, double best_rate) {
-  const MissMailboxShape shape{kLayers, tokens, kHidden, 1};
+  const SliceEncoding encoding = weights.kernel().layout().encoding;
+  const MissMailboxShape shape{kLayers, tokens, kHidden, 1, group_size(encoding)};
   std::vector<std::byte> memory(MissMailbox::bytes(shape) + 128);
   const MissMailbox mailbox(memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128), shape);
-  const auto x = random_values(tokens * kHidden);
+  std::mt19937 random(1);
   for (int layer = 0; layer < kLayers; ++layer) {
-    std::copy(x.begin(), x.end(), mailbox.slot(layer).x);
-    *mailbox.slot(layer).tokens = tokens;
+    const MissSlot slot = mailbox.slot(layer);
+    std::generate_n(slot.x, tokens * kHidden, [&] { return static_cast<int8_t>(random() % 255 - 127); });
+    std::fill_n(slot.x_scales, tokens * kHidden / shape.group, 1 / 127.0f);
+    std::fill_n(slot.factors, tokens, 1.0f);
+    *slot.tokens = tokens;
   }
   const auto make_jobs = [&](int layer, const MissPost& post, CpuJobs& jobs) {
     jobs.clear(weights.kernel());

@@ -118,7 +118,7 @@ class CudaDecodeGraph : public DecodeGraph {
     }
     throw_if_late(step);
     if (shape_.fetches && working_) await_fetcher();
-    share_.step_ended(static_cast<int>(output.late), shape_.experts.layers);
+    share_.step_ended(late_layers(step), shape_.experts.layers);
     count(step);
     if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen(step));
     if (ahead_) ahead_->token = output.ids[0];
@@ -278,10 +278,24 @@ class CudaDecodeGraph : public DecodeGraph {
     }
   }
 
+  // Of layers, if not all experts are resident.
+  const kernels::LayerTimes* times_of(unsigned step) const {
+    return on_host_.times + slot_of(step) * shape_.experts.layers;
+  }
+
+  // In how many layers of the step the device had to wait for the CPU.
+  int late_layers(unsigned step) const {
+    if (workers_ == nullptr || shape_.all_resident) return 0;
+    const auto late = [](const kernels::LayerTimes& at) {
+      return at.cpu > std::max(at.device_down, at.host_down);
+    };
+    return static_cast<int>(std::count_if(times_of(step), times_of(step) + shape_.experts.layers, late));
+  }
+
   void count(unsigned step) {
     const auto experts = chosen(step);
     const int groups = groups_per_slice(shape_);
-    const kernels::LayerTimes* const times = on_host_.times + slot_of(step) * shape_.experts.layers;
+    const kernels::LayerTimes* const times = times_of(step);
     for (int layer = 0; layer < shape_.experts.layers; ++layer) {
       uint64_t missed_here = 0;
       for (int rank = 0; rank < spec_.experts_per_token; ++rank) {

@@ -54,7 +54,6 @@ class DecodeKernels {
     begin.tables_to = on_device_.tables;
     begin.table_entries = tables_.entries;
     begin.best = on_device_.best;
-    begin.late = on_device_.late;
     begin.error = on_device_.error;
     begin.times = on_device_.times;
     begin.layers = shape_.experts.layers;
@@ -73,7 +72,6 @@ class DecodeKernels {
     kernels::decode_linear(head, stream_);
     kernels::DecodeEnd end;
     end.best = on_device_.best;
-    end.late = on_device_.late;
     end.error = on_device_.error;
     end.state = on_device_.state;
     end.out = on_host_.output;
@@ -258,8 +256,12 @@ class DecodeKernels {
     r.positions = on_device_.positions;
     if (mailbox_ != nullptr) {
       const MissSlot slot = mailbox_->slot(moe_layer);
-      r.post = {slot.x, slot.scales, slot.experts, slot.weights, slot.posted};
-      if (shape_.fetches) r.post.x = r.post.scales = nullptr;
+      const int group = static_cast<int>(mailbox_->shape().group);
+      r.post = {slot.x, slot.x_scales, slot.factors, group, slot.experts, slot.weights, slot.posted};
+      if (shape_.fetches) {
+        r.post.x = nullptr;
+        r.post.factors = nullptr;
+      }
       if (guesses_) r.guess = guess(layer);
     }
     return r;
@@ -392,10 +394,9 @@ class DecodeKernels {
     if (mailbox_ != nullptr && !shape_.fetches) {
       const MissSlot slot = mailbox_->slot(spec_.layers[layer].moe_layer);
       combine.from_cpu = slot.result;
-      combine.cpu_done = slot.done;
+      combine.cpu_ending = slot.ending;
       combine.signals = first.signals;
     }
-    combine.late = on_device_.late;
     combine.step = &on_device_.state->step;
     combine.error = on_device_.error;
     combine.layer = layer;

@@ -11,6 +11,11 @@ using kernels::WeightFormat;
 
 namespace {
 
+// Values of a group of the experts' weights; of bf16 it only divides work.
+int64_t group_of(const DecodeGraphShape& shape) {
+  return shape.encoding == SliceEncoding::int8 ? 128 : 64;
+}
+
 bool any_layer(const ModelSpec& spec, bool chunked) {
   return std::any_of(spec.layers.begin(), spec.layers.end(),
                      [&](const LayerSpec& layer) { return layer.chunked == chunked; });
@@ -24,8 +29,7 @@ WeightFormat format_of(SliceEncoding encoding) {
 }
 
 int groups_per_slice(const DecodeGraphShape& shape) {
-  const int64_t group = format_of(shape.encoding) == WeightFormat::int8 ? 128 : 64;
-  return static_cast<int>(shape.slice_width / group);
+  return static_cast<int>(shape.slice_width / group_of(shape));
 }
 
 TableLayout::TableLayout(const DecodeGraphShape& shape) {
@@ -40,7 +44,7 @@ TableLayout::TableLayout(const DecodeGraphShape& shape) {
 }
 
 MissMailboxShape mailbox_shape(const DecodeGraphShape& shape) {
-  return {shape.experts.layers, 1, shape.spec.hidden, shape.spec.experts_per_token};
+  return {shape.experts.layers, 1, shape.spec.hidden, shape.spec.experts_per_token, group_of(shape)};
 }
 
 DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
@@ -56,7 +60,6 @@ DeviceRoom::DeviceRoom(Room& room, const DecodeGraphShape& shape) {
   tables = room.take<int>(TableLayout(shape).entries);
   best = room.take<unsigned long long>(1);
   error = room.take<unsigned>(1);
-  late = room.take<unsigned>(1);
   completed = room.take<unsigned>(1);
   const auto hidden = [&](WeightFormat format, int64_t values) {
     return room.take<std::byte>(values * (format == WeightFormat::bf16 ? 2 : 4));

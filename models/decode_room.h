@@ -51,7 +51,7 @@ struct DeviceRoom {
   kernels::StepInput* state;
   int* tables;
   unsigned long long* best;
-  unsigned *error, *late, *arrived, *completed;
+  unsigned *error, *arrived, *completed;
   kernels::LayerSignals* signals;
   float* router_logits;
   // Hidden activations, as the kernels take them.

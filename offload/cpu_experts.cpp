@@ -139,7 +139,7 @@ void CpuExperts::start(const CpuJobs& jobs, const float* x, int64_t tokens, floa
   parts_->team.reserve_for(jobs);
   const auto work = [this, &jobs, x, tokens, result](int worker) {
     if (options_.on_begin) options_.on_begin(worker, 0, 0);
-    parts_->team.run(worker, jobs, x, tokens, result);
+    parts_->team.run(worker, jobs, {.x = x}, tokens, {.sums = result});
   };
   launch(work, std::move(on_end));
 }
@@ -241,7 +241,9 @@ void CpuExperts::poll(int worker) {
           throw DeviceError("the GPU has gone on to step " + std::to_string(now));
         }
         expected = was_expected(layer, post);
-        outcome = team.run(worker, jobs, post.x, post.tokens, polling.mailbox.slot(layer).result, expected);
+        const MissSlot slot = polling.mailbox.slot(layer);
+        outcome = team.run(worker, jobs, {.quantized = post.x, .scales = post.x_scales}, post.tokens,
+                           {.results = slot.result, .step = step, .ending = slot.ending}, expected);
         if (outcome == CpuTeam::Outcome::abandoned) {
           fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
           return;

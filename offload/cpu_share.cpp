@@ -65,7 +65,7 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
           TokenUse& use = uses[count++];
           use.token = static_cast<int32_t>(i / k);
           if (post.is_expected()) continue;
-          use.in_weight = post.scales[use.token];
+          use.in_weight = post.factors[use.token];
           if (weight_on_ == WeightOn::input) {
             use.in_weight *= post.weights[i];
           } else {

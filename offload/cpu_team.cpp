@@ -1,6 +1,7 @@
 #include "offload/cpu_team.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <span>
 #include <string>
@@ -35,6 +36,24 @@ WorkPieces gate_up_pieces(const CpuJobs& jobs, int workers) {
   const int64_t least = jobs.most_uses() < cpu_kernels::kAmxTokens ? 1 : 2 * cpu_kernels::kRowBlock;
   const int64_t rows = std::max(least, kPieceBytes / row);
   return {jobs.gate_up_work(), rows * CpuJobs::kUnitsOfRow, workers};
+}
+
+// Values from place `at` on.
+void write(const TeamOutput& to, int64_t at, std::span<const float> values) {
+  if (to.sums != nullptr) {
+    std::ranges::copy(values, to.sums + at);
+    return;
+  }
+  MissResult* result = to.results + at;
+  for (const float value : values) {
+    std::atomic_ref(*result++).store({value, to.step}, std::memory_order_relaxed);
+  }
+}
+
+void tell_ending(const TeamOutput& to) {
+  if (to.ending == nullptr) return;
+  const std::atomic_ref ending(*to.ending);
+  if (ending.load(std::memory_order_relaxed) != to.step) ending.store(to.step, std::memory_order_release);
 }
 
 // In blocks of kDownRows output rows.
@@ -120,7 +139,8 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   bool expects = false;  // it is of expected jobs
   std::vector<PrefetchRange> ranges;
   QuantizedActivations input;
-  std::vector<float> sums;  // of a piece of down, by use: [uses of all jobs, rows]
+  std::vector<float> sums;    // of a piece of down, by use: [uses of all jobs, rows]
+  std::vector<float> result;  // of the same: [tokens, rows]
   int64_t waiting_ns = 0;   // of the run() under way
   std::atomic<int64_t> waited_ns = 0;
 };
@@ -171,7 +191,7 @@ int64_t CpuTeam::waited_ns(int index) const {
   return all_[index]->waited_ns.load(std::memory_order_relaxed);
 }
 
-void CpuTeam::quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* x) {
+void CpuTeam::quantize_inputs(Worker& worker, const CpuJobs& jobs, const TeamInput& x) {
   if (jobs.jobs().empty()) return;
   const auto& layout = jobs.kernel().layout();
   const auto& inputs = jobs.inputs();
@@ -179,7 +199,13 @@ void CpuTeam::quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* 
   if (!shares_inputs_) rows.resize(layout.encoding, static_cast<int64_t>(inputs.size()), layout.hidden);
   const size_t step = shares_inputs_ ? workers_ : 1;
   for (size_t i = shares_inputs_ ? worker.index : 0; i < inputs.size(); i += step) {
-    rows.assign_row(static_cast<int64_t>(i), x + inputs[i].token * layout.hidden, inputs[i].weight);
+    const auto row = static_cast<int64_t>(i), token = int64_t{inputs[i].token};
+    if (x.x != nullptr) {
+      rows.assign_row(row, x.x + token * layout.hidden, inputs[i].weight);
+    } else {
+      rows.assign_quantized_row(row, x.quantized + token * layout.hidden, x.scales + token * rows.groups(),
+                                inputs[i].weight);
+    }
   }
 }
 
@@ -201,7 +227,7 @@ void CpuTeam::compute_gate_up(Worker& worker, const CpuJobs& jobs, WorkPiece pie
 
 // False: the team was abandoned.
 bool CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
-                           float* result, Layer& layer) {
+                           const TeamOutput& result, Layer& layer) {
   const int64_t first = piece.begin * kDownRows, last = piece.end * kDownRows, rows = last - first;
   worker.sums.assign(jobs.all_uses() * rows, 0.0f);
   for (const auto& job : jobs.jobs()) {
@@ -212,14 +238,17 @@ bool CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
     jobs.kernel().down(job.slice, job.columns, {hidden.quantized, nullptr, job.uses}, first, last, out,
                        worker.ahead);
   }
-  const int64_t stride = jobs.kernel().layout().hidden;
-  for (int64_t token = 0; token < tokens; ++token) std::fill_n(result + token * stride + first, rows, 0.0f);
+  worker.result.assign(tokens * rows, 0.0f);
   for (const auto& job : jobs.jobs()) {
     for (int64_t use = 0; use < job.uses; ++use) {
       const float* from = worker.sums.data() + (job.uses_before + use) * rows;
-      float* to = result + jobs.use_tokens(job)[use] * stride + first;
+      float* to = worker.result.data() + jobs.use_tokens(job)[use] * rows;
       for (int64_t i = 0; i < rows; ++i) to[i] += from[i];
     }
+  }
+  const int64_t stride = jobs.kernel().layout().hidden;
+  for (int64_t token = 0; token < tokens; ++token) {
+    write(result, token * stride + first, {worker.result.data() + token * rows, static_cast<size_t>(rows)});
   }
   return true;
 }
@@ -259,8 +288,8 @@ void CpuTeam::ask_ahead(int index) {
   if (worker.expects && worker.asked < kMostAskedAhead) worker.ask(kAskedAtOnce);
 }
 
-CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
-                              bool expected) {
+CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const TeamInput& x, int64_t tokens,
+                              const TeamOutput& result, bool expected) {
   Worker& worker = *all_[index];
   // A GPU that has waited too long for a layer posts the next ones nevertheless.
   for (uint32_t turns = 0; !layer_barrier_.released(worker.layers); spin(turns)) {
@@ -296,6 +325,7 @@ CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const float* x, in
   for (WorkPiece piece; worker.down.next(piece);) {
     if (!compute_down(worker, jobs, piece, tokens, result, layer)) return Outcome::abandoned;
   }
+  tell_ending(result);
   worker.waited_ns.store(worker.waiting_ns, std::memory_order_relaxed);
   if (!layer_barrier_.arrive(worker.layers)) return Outcome::left;
   layer.reset();

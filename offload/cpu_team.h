@@ -21,8 +21,25 @@
 #include "offload/cpu_jobs.h"
 #include "offload/spin_barrier.h"
 #include "offload/work_claims.h"
+#include "runtime/moe/miss_mailbox.h"
 
 namespace lighter::offload {
+
+// [tokens, hidden], in fp32 or as a mailbox has it.
+struct TeamInput {
+  const float* x = nullptr;
+  const int8_t* quantized = nullptr;
+  const float* scales = nullptr;  // of quantized: [tokens, groups]
+};
+
+// [tokens, hidden], in fp32 or as a mailbox has it; then *ending becomes step when a worker finds nothing left
+// to begin.
+struct TeamOutput {
+  float* sums = nullptr;
+  MissResult* results = nullptr;
+  uint32_t step = 0;
+  uint32_t* ending = nullptr;
+};
 
 class CpuTeam {
  public:
@@ -48,8 +65,8 @@ class CpuTeam {
     left_last,  // the result is whole
   };
   // The share of worker `index`. expected: the jobs are what expect() was given, or would have been, which
-  // must be so for all workers or none. x, result: [tokens, hidden].
-  Outcome run(int index, const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
+  // must be so for all workers or none.
+  Outcome run(int index, const CpuJobs& jobs, const TeamInput& x, int64_t tokens, const TeamOutput& result,
               bool expected = false);
 
   // Lets those go that wait for others. Any thread.
@@ -92,10 +109,10 @@ class CpuTeam {
     }
   };
 
-  void quantize_inputs(Worker& worker, const CpuJobs& jobs, const float* x);
+  void quantize_inputs(Worker& worker, const CpuJobs& jobs, const TeamInput& x);
   void compute_gate_up(Worker& worker, const CpuJobs& jobs, WorkPiece piece, Layer& layer);
-  bool compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens, float* result,
-                    Layer& layer);
+  bool compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
+                    const TeamOutput& result, Layer& layer);
   template <typename Ready>
   bool wait(Worker& worker, const Ready& ready);
 

@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <string>
 
+#include "runtime/moe/miss_mailbox.h"
+
 namespace lighter::kernels {
 
 enum class WeightFormat { bf16, int8, int4 };
@@ -87,7 +89,7 @@ struct LayerTimes {
   unsigned long long host_down_begun = 0;  // the hidden activations are there
   unsigned long long host_down = 0;        // down of the host list
   unsigned long long device_down = 0;      // down of what lies on the device
-  unsigned long long cpu = 0;              // the CPU's result was seen
+  unsigned long long cpu = 0;              // the CPU's result is here
 };
 
 // A step does not wait longer for the CPU, or a copy.
@@ -98,7 +100,7 @@ struct LayerSignals {
   unsigned lists = 0;   // 1: the routing's lists and weights are there
   unsigned blocks = 0;  // of gate and up that are done with what lies on the device
   unsigned hidden = 0;  // 1: all are
-  unsigned cpu = 0;     // 1: the CPU's result has been seen, or did not come in time
+  unsigned cpu = 0;     // 1: the CPU's result is about to be there, or did not come in time
 };
 
 enum class RouterScore { sigmoid, softmax_normalised };
@@ -106,8 +108,10 @@ enum class RouterScore { sigmoid, softmax_normalised };
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
 // step.
 struct MissPostTarget {
-  float* x = nullptr;        // [tokens, hidden]: the residual times the norm's weight; or null, as scales
-  float* scales = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
+  std::int8_t* x = nullptr;   // [tokens, hidden]: the residual times the norm's weight; or null, as the next two
+  float* x_scales = nullptr;  // [tokens, hidden / group]
+  float* factors = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
+  int group = 64;             // or 128: values of x with a scale of their own
   int* experts = nullptr;    // [tokens, k]
   float* weights = nullptr;  // [tokens, k]
   unsigned* posted = nullptr;
@@ -238,12 +242,11 @@ struct DecodeCombine {
   const float *fixed_sum = nullptr, *partials = nullptr;
   const unsigned char* computed = nullptr;
   const int* positions = nullptr;
-  const float* from_cpu = nullptr;     // [tokens, hidden], mapped host memory, or null
-  const unsigned* cpu_done = nullptr;  // mapped: step when from_cpu is complete
-  LayerSignals* signals = nullptr;     // with from_cpu
+  const MissResult* from_cpu = nullptr;  // [tokens, hidden], mapped host memory, or null
+  const unsigned* cpu_ending = nullptr;  // mapped: step when from_cpu will soon be complete
+  LayerSignals* signals = nullptr;       // with from_cpu
   const unsigned* step = nullptr;
-  unsigned* late = nullptr;   // counts the launches that had to wait for the CPU
-  unsigned* error = nullptr;  // set to 1 + layer when cpu_done does not come in time
+  unsigned* error = nullptr;  // set to 1 + layer when from_cpu does not come in time
   int layer = 0;
   float* residual = nullptr;
   LayerTimes* times = nullptr;
@@ -274,24 +277,22 @@ struct DecodeBegin {
   int* tables_to = nullptr;          // device
   int table_entries = 0;
   unsigned long long* best = nullptr;  // [tokens], set to 0
-  unsigned* late = nullptr;            // set to 0
-  unsigned* error = nullptr;           // likewise, but see kFoundToken
+  unsigned* error = nullptr;           // set to 0, but see kFoundToken
   LayerTimes* times = nullptr;         // [layers], set to 0
   int layers = 0;
 };
 void decode_begin(const DecodeBegin& begin, void* stream);
 
-// What a step tells the host: the chosen ids, how many layers waited for the CPU, and what went wrong; and
-// beside it the experts of each layer and, if they are taken, its times.
+// What a step tells the host: the chosen ids and what went wrong; and beside it the experts of each layer and,
+// if they are taken, its times.
 struct StepOutput {
   int ids[kMostDecodeTokens] = {};
-  unsigned late = 0;
   unsigned error = 0;
   unsigned step = 0;
 };
 struct DecodeEnd {
   const unsigned long long* best = nullptr;  // [tokens]
-  const unsigned *late = nullptr, *error = nullptr;
+  const unsigned* error = nullptr;
   const StepInput* state = nullptr;
   StepOutput* out = nullptr;      // [slots], mapped host memory
   unsigned* completed = nullptr;  // one more

@@ -99,6 +99,22 @@ struct Share {
   __device__ static int first(int share) { return share / lanes * Format<F>::group + share % lanes * 4; }
 };
 
+// Four values of a group as int8; inverse: of its scale.
+__device__ inline uint32_t quantized(float4 v, float scale, float inverse) {
+  constexpr float least = 1e-30f;  // smaller groups are zeros
+  const float values[4] = {v.x, v.y, v.z, v.w};
+  uint32_t q = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int one = scale < least ? 0 : max(-127, min(127, __float2int_rn(divide(values[j], scale, inverse))));
+    q |= (static_cast<uint32_t>(one) & 0xff) << (8 * j);
+  }
+  return q;
+}
+__device__ inline float largest(float most, float4 v) {
+  return max_nan(most, max_nan(max_nan(fabsf(v.x), fabsf(v.y)), max_nan(fabsf(v.z), fabsf(v.w))));
+}
+
 // Past the first-level cache: other kernels write it while this one is under way.
 template <WeightFormat F>
 __device__ void load_share(const float* token, int share, float4 (&v)[4]) {
@@ -112,13 +128,9 @@ __device__ void load_share(const float* token, int share, float4 (&v)[4]) {
 // The lanes of a group: as int8, four to a word. scale and sum are the group's.
 template <WeightFormat F>
 __device__ void quantize_share(const float4 (&v)[4], uint32_t (&q)[4], float& scale, float& sum) {
-  constexpr float least = 1e-30f;  // smaller groups are zeros
   float most = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    most =
-        max_nan(most, max_nan(max_nan(fabsf(v[i].x), fabsf(v[i].y)), max_nan(fabsf(v[i].z), fabsf(v[i].w))));
-  }
+  for (int i = 0; i < 4; ++i) most = largest(most, v[i]);
 #pragma unroll
   for (int step = Share<F>::lanes / 2; step > 0; step /= 2)
     most = max_nan(most, __shfl_xor_sync(~0u, most, step));
@@ -127,14 +139,7 @@ __device__ void quantize_share(const float4 (&v)[4], uint32_t (&q)[4], float& sc
   int total = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float values[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
-    q[i] = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int one =
-          scale < least ? 0 : max(-127, min(127, __float2int_rn(divide(values[j], scale, inverse))));
-      q[i] |= (static_cast<uint32_t>(one) & 0xff) << (8 * j);
-    }
+    q[i] = quantized(v[i], scale, inverse);
     total = __dp4a(static_cast<int>(q[i]), 0x01010101, total);
   }
   if constexpr (Format<F>::minimums) {

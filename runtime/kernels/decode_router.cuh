@@ -129,14 +129,24 @@ __device__ inline void choose(const DecodeRouter& r, RouterScratch& scratch, int
   }
 }
 
+// The lanes of a group, for quad `at` of x: to the CPU.
+__device__ inline void post_x(const MissPostTarget& to, int at, float4 v) {
+  const int lanes = to.group / 4;
+  float most = largest(0, v);
+  for (int step = lanes / 2; step > 0; step /= 2) most = max_nan(most, __shfl_xor_sync(~0u, most, step));
+  const float scale = divide(most, 127.0f, 1.0f / 127.0f);
+  reinterpret_cast<uint32_t*>(to.x)[at] = quantized(v, scale, inverse_of(scale));
+  if (at % lanes == 0) to.x_scales[at / lanes] = scale;
+}
+
 // One warp: tells the CPU. The hidden state has been written before.
-__device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch, float scale, int lane) {
+__device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch, float factor, int lane) {
   if (lane < r.k) {
     const int expert = scratch.chosen[lane];
     r.post.experts[lane] = expert;
     r.post.weights[lane] = scratch.weights[expert];
   }
-  if (lane == 0 && r.post.scales != nullptr) *r.post.scales = scale;
+  if (lane == 0 && r.post.factors != nullptr) *r.post.factors = factor;
   __threadfence_system();
   __syncwarp();
   if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
@@ -289,9 +299,7 @@ __device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists,
     v.y *= n.y;
     v.z *= n.z;
     v.w *= n.w;
-    if (r.post.x != nullptr && i / threads % blocks == block) {
-      reinterpret_cast<float4*>(r.post.x)[i] = v;
-    }
+    if (r.post.x != nullptr && i / threads % blocks == block) post_x(r.post, i, v);
 #pragma unroll
     for (int e = 0; e < kMostScored; ++e) {
       if (e >= scored) break;

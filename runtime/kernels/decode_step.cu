@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(DecodeBegin b) {
     for (int i = threadIdx.x; i < b.layers; i += kThreads) b.times[i] = {};
   }
   if (threadIdx.x == 0) {
-    *b.late = 0;
     // What follows a step that has failed, before the host knows of it, shall not wait either.
     if (input->tokens[0] != kFoundToken) *b.error = 0;
   }
@@ -79,36 +78,41 @@ __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   if (threadIdx.x == 0) {
     constexpr unsigned infinity = 0xff800000u;  // as ranked
     ++*e.completed;
-    out->late = *e.late;
     out->error = static_cast<unsigned>(e.best[0] >> 32) >= infinity ? kNotFinite : *e.error;
     __threadfence_system();
     *reinterpret_cast<volatile unsigned*>(&out->step) = e.state->step;
   }
 }
 
+// One thread's value of the CPU's result, when it is of this step.
+__device__ float await_value(const MissResult* at, unsigned step, unsigned* error, int layer) {
+  const auto* const word = reinterpret_cast<const unsigned long long*>(at);
+  const Patience patience;
+  for (;;) {
+    const unsigned long long both = load_system(word);
+    if (static_cast<unsigned>(both >> 32) == step) return __uint_as_float(static_cast<unsigned>(both));
+    if (patience.ends(error, layer)) return 0;
+  }
+}
+
 // The CPU's result is waited for and loaded while the GPU's part is still being computed.
 __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
-  __shared__ volatile bool seen;
   allow_next_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t values = c.tokens * c.hidden;
   float from_cpu = 0;
   if (c.from_cpu != nullptr) {
-    if (threadIdx.x == 0) seen = false;
-    __syncthreads();
+    const unsigned step = *c.step;
     if (threadIdx.x == 0 && blockIdx.x == 0) {
-      wait_for(c.cpu_done, *c.step, c.error, c.layer);
+      wait_for(c.cpu_ending, step, c.error, c.layer);
       store_release(&c.signals->cpu, 1);
-      seen = true;
-      if (c.times != nullptr) note_time(&c.times->cpu);
     } else if (threadIdx.x == 0) {
       await<40>(&c.signals->cpu);
-    } else if (threadIdx.x == 32 && blockIdx.x == 0) {
-      wait_for_previous_kernel();
-      if (!seen) ++*c.late;
     }
     __syncthreads();
-    if (i < values) from_cpu = __ldcv(c.from_cpu + i);
+    if (i < values) from_cpu = await_value(c.from_cpu + i, step, c.error, c.layer);
+    __syncthreads();
+    if (threadIdx.x == 0 && c.times != nullptr) note_time(&c.times->cpu);
   }
   wait_for_previous_kernel();
   float routed = 0, fixed = 0;

@@ -1,5 +1,6 @@
 #include "runtime/moe/miss_mailbox.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cassert>
 
@@ -14,17 +15,24 @@ constexpr uint64_t aligned(uint64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-uint64_t row_bytes(const MissMailboxShape& shape) {
-  return aligned(shape.tokens * shape.hidden * 4);
+uint64_t x_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * shape.hidden);
+}
+uint64_t x_scale_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * (shape.hidden / shape.group) * 4);
+}
+uint64_t result_bytes(const MissMailboxShape& shape) {
+  return aligned(shape.tokens * shape.hidden * sizeof(MissResult));
 }
 uint64_t choice_bytes(const MissMailboxShape& shape) {
   return aligned(shape.tokens * shape.experts_per_token * 4);
 }
-uint64_t scale_bytes(const MissMailboxShape& shape) {
+uint64_t factor_bytes(const MissMailboxShape& shape) {
   return aligned(shape.tokens * 4);
 }
 uint64_t slot_bytes(const MissMailboxShape& shape) {
-  return 3 * kAlignment + 2 * row_bytes(shape) + scale_bytes(shape) + 3 * choice_bytes(shape);
+  return 3 * kAlignment + x_bytes(shape) + x_scale_bytes(shape) + factor_bytes(shape) +
+         result_bytes(shape) + 3 * choice_bytes(shape);
 }
 
 }  // namespace
@@ -50,8 +58,9 @@ MissMailbox::MissMailbox(std::byte* memory, const MissMailboxShape& shape) : mem
   assert(reinterpret_cast<uintptr_t>(memory) % kAlignment == 0);
   for (int layer = 0; layer < shape.layers; ++layer) {
     const MissSlot at = slot(layer);
-    *at.posted = *at.guessed = *at.done = 0;
+    *at.posted = *at.guessed = *at.done = *at.ending = 0;
     *at.tokens = 0;
+    std::fill_n(at.result, shape.tokens * shape.hidden, MissResult{});  // steps are never 0
   }
 }
 
@@ -66,13 +75,15 @@ MissSlot MissMailbox::slot(int layer) const {
   slot.posted = reinterpret_cast<uint32_t*>(take(kAlignment));
   slot.tokens = reinterpret_cast<int32_t*>(slot.posted + 1);
   slot.done = reinterpret_cast<uint32_t*>(take(kAlignment));
+  slot.ending = slot.done + 1;
   slot.guessed = reinterpret_cast<uint32_t*>(take(kAlignment));
   slot.expected = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
   slot.experts = reinterpret_cast<int32_t*>(take(choice_bytes(shape_)));
   slot.weights = reinterpret_cast<float*>(take(choice_bytes(shape_)));
-  slot.scales = reinterpret_cast<float*>(take(scale_bytes(shape_)));
-  slot.x = reinterpret_cast<float*>(take(row_bytes(shape_)));
-  slot.result = reinterpret_cast<float*>(take(row_bytes(shape_)));
+  slot.factors = reinterpret_cast<float*>(take(factor_bytes(shape_)));
+  slot.x = reinterpret_cast<int8_t*>(take(x_bytes(shape_)));
+  slot.x_scales = reinterpret_cast<float*>(take(x_scale_bytes(shape_)));
+  slot.result = reinterpret_cast<MissResult*>(take(result_bytes(shape_)));
   return slot;
 }
 
@@ -82,7 +93,7 @@ uint32_t MissMailbox::posted(int layer) const {
 
 MissPost MissMailbox::read(int layer) const {
   const MissSlot at = slot(layer);
-  return {posted(layer), *at.tokens, at.x, at.scales, at.experts, at.weights};
+  return {posted(layer), *at.tokens, at.x, at.x_scales, at.factors, at.experts, at.weights};
 }
 
 uint32_t MissMailbox::guessed(int layer) const {
@@ -91,7 +102,7 @@ uint32_t MissMailbox::guessed(int layer) const {
 
 MissPost MissMailbox::read_expected(int layer) const {
   const MissSlot at = slot(layer);
-  return {guessed(layer), 1, nullptr, nullptr, at.expected, nullptr};
+  return {guessed(layer), 1, nullptr, nullptr, nullptr, at.expected, nullptr};
 }
 
 uint32_t MissMailbox::done(int layer) const {

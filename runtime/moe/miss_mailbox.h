@@ -2,10 +2,13 @@
 // layer, in memory that both read and write (pinned, mapped). The memory belongs to the caller and has the
 // same offsets for both; this class only knows where things lie.
 //
-// The device writes tokens, x, scales, experts and weights, then after a system-wide fence posted = the
-// step's number. The CPU writes result, then done = the step's number. Steps are numbered upwards from 1,
-// layers are posted in order, and a slot is written again only when its last step is done, or when the device
-// has waited too long for it. Accessors of the control words are thread-safe.
+// The device writes tokens, x, x_scales, factors, experts and weights, then after a system-wide fence posted
+// = the step's number. The CPU writes result, each value with the step's number beside it; while it writes the
+// last ones, ending = that number; after all of them done = that number. So the device need not ask first
+// whether the result is there and then for the result, each a way over the bus and back: from `ending` on it
+// loads values until they are the step's. Steps are numbered upwards from 1, layers are posted in order, and a
+// slot is written again only when its last step is done, or when the device has waited too long for it.
+// Accessors of the control words are thread-safe.
 //
 // The device may also tell what it expects a layer to choose for a single token: it writes expected, then
 // after a fence guessed = the step's number, before the layer is posted and while one before it is under way.
@@ -24,29 +27,40 @@ struct MissMailboxShape {
   int64_t tokens = 1;  // at most
   int64_t hidden = 0;
   int experts_per_token = 1;
+  int64_t group = 64;  // values of x with a scale of their own
+};
+
+// A value of a result, and whose it is. Read and written as one.
+struct alignas(8) MissResult {
+  float value = 0;
+  uint32_t step = 0;
 };
 
 // Addresses of a slot's parts; each begins at a multiple of 128 bytes but for `tokens`, which lies beside
-// `posted`.
+// `posted`, and `ending`, beside `done`.
 struct MissSlot {
   uint32_t* posted = nullptr;
   int32_t* tokens = nullptr;
   uint32_t* guessed = nullptr;
   int32_t* expected = nullptr;  // [experts_per_token]
-  float* x = nullptr;           // [tokens, hidden], not scaled by the routing's weight
-  float* scales = nullptr;      // [tokens]: x times this is the experts' input
+  // Quantized as runtime/quant/activations.h says, in order, not scaled by the routing's weight.
+  int8_t* x = nullptr;          // [tokens, hidden]
+  float* x_scales = nullptr;    // [tokens, hidden / group]
+  float* factors = nullptr;     // [tokens]: x times this is the experts' input
   int32_t* experts = nullptr;   // [tokens, experts_per_token]
   float* weights = nullptr;     // [tokens, experts_per_token]
   uint32_t* done = nullptr;
-  float* result = nullptr;  // [tokens, hidden]
+  uint32_t* ending = nullptr;
+  MissResult* result = nullptr;  // [tokens, hidden]
 };
 
 // What the device has posted, or expects to.
 struct MissPost {
   uint32_t step = 0;
   int64_t tokens = 0;
-  const float* x = nullptr;
-  const float* scales = nullptr;
+  const int8_t* x = nullptr;
+  const float* x_scales = nullptr;
+  const float* factors = nullptr;
   const int32_t* experts = nullptr;
   const float* weights = nullptr;
 

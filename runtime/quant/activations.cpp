@@ -23,11 +23,9 @@ namespace {
 #endif
 #define LIGHTER_INLINE inline __attribute__((always_inline))
 
-// Of weight * x. Returns the scale.
+// Returns the scale.
 template <int count>
-LIGHTER_INLINE float quantize_group(const float* x, float weight, int8_t* q) {
-  float values[count];
-  for (int i = 0; i < count; ++i) values[i] = x[i] * weight;
+LIGHTER_INLINE float quantize_group(const float* values, int8_t* q) {
   // max|value| as the bits of a float, which order like the numbers and put infinity and NaN above them.
   int32_t bits = 0;
   for (int i = 0; i < count; ++i) bits = std::max(bits, std::bit_cast<int32_t>(values[i]) & 0x7FFFFFFF);
@@ -49,36 +47,33 @@ LIGHTER_INLINE float quantize_group(const float* x, float weight, int8_t* q) {
 }
 
 template <int count>
-LIGHTER_INLINE void quantize_groups(const float* x, float weight, int64_t groups, int8_t* q, float* scales) {
-  for (int64_t g = 0; g < groups; ++g)
-    scales[g] = quantize_group<count>(x + g * count, weight, q + g * count);
+LIGHTER_INLINE void quantize_groups(const float* x, int64_t groups, int8_t* q, float* scales) {
+  for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group<count>(x + g * count, q + g * count);
 }
 
 #if defined(__x86_64__)
-LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* x, float weight, int64_t groups, int8_t* q,
-                                float* scales) {
-  if (size == 128) return quantize_groups<128>(x, weight, groups, q, scales);
-  quantize_groups<64>(x, weight, groups, q, scales);
+LIGHTER_AVX2 void quantize_avx2(int64_t size, const float* x, int64_t groups, int8_t* q, float* scales) {
+  if (size == 128) return quantize_groups<128>(x, groups, q, scales);
+  quantize_groups<64>(x, groups, q, scales);
 }
 
 // The same values: a quotient is corrected by its remainder, and so rounded as a division rounds it
 // (Markstein).
 template <int count>
-LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, int8_t* q) {
+LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, int8_t* q) {
   constexpr int vectors = count / 16;
-  const __m512 factor = _mm512_set1_ps(weight);
   __m512 values[vectors];
   __m512i most = _mm512_setzero_si512();
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {
-    values[i] = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), factor);
+    values[i] = _mm512_loadu_ps(x + 16 * i);
     most = _mm512_max_epi32(most,
                             _mm512_and_si512(_mm512_castps_si512(values[i]), _mm512_set1_epi32(0x7FFFFFFF)));
   }
   const float scale = std::bit_cast<float>(_mm512_reduce_max_epi32(most)) / 127.0f;
   constexpr float least = 0x1p-90f;  // below, remainders could be subnormal
   if (!(scale >= least && scale <= std::numeric_limits<float>::max()))
-    return quantize_group<count>(x, weight, q);
+    return quantize_group<count>(x, q);
   const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {
@@ -90,14 +85,11 @@ LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, float weight, 
   return scale;
 }
 
-LIGHTER_AVX512 void quantize_avx512(int64_t size, const float* x, float weight, int64_t groups, int8_t* q,
-                                    float* scales) {
+LIGHTER_AVX512 void quantize_avx512(int64_t size, const float* x, int64_t groups, int8_t* q, float* scales) {
   if (size == 128) {
-    for (int64_t g = 0; g < groups; ++g)
-      scales[g] = quantize_group_avx512<128>(x + g * 128, weight, q + g * 128);
+    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<128>(x + g * 128, q + g * 128);
   } else {
-    for (int64_t g = 0; g < groups; ++g)
-      scales[g] = quantize_group_avx512<64>(x + g * 64, weight, q + g * 64);
+    for (int64_t g = 0; g < groups; ++g) scales[g] = quantize_group_avx512<64>(x + g * 64, q + g * 64);
   }
 }
 
@@ -141,13 +133,13 @@ void sum_groups(const int8_t* q, int64_t groups, const float* scales, float* sum
 }
 
 // size: values a group, 128 or 64.
-void quantize(int64_t size, const float* x, float weight, int64_t groups, int8_t* q, float* scales) {
+void quantize(int64_t size, const float* x, int64_t groups, int8_t* q, float* scales) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return quantize_avx512(size, x, weight, groups, q, scales);
-  if (__builtin_cpu_supports("avx2")) return quantize_avx2(size, x, weight, groups, q, scales);
+  if (__builtin_cpu_supports("avx512f")) return quantize_avx512(size, x, groups, q, scales);
+  if (__builtin_cpu_supports("avx2")) return quantize_avx2(size, x, groups, q, scales);
 #endif
-  if (size == 128) return quantize_groups<128>(x, weight, groups, q, scales);
-  quantize_groups<64>(x, weight, groups, q, scales);
+  if (size == 128) return quantize_groups<128>(x, groups, q, scales);
+  quantize_groups<64>(x, groups, q, scales);
 }
 
 }  // namespace
@@ -177,10 +169,23 @@ void QuantizedActivations::resize(SliceEncoding encoding, int64_t tokens, int64_
 }
 
 void QuantizedActivations::assign_row(int64_t token, const float* x, float weight) {
-  float* scales = scales_.data() + token * (groups_ + kRepeat);
-  int8_t* values = values_.data() + token * row_bytes();
-  quantize(group_size(encoding_), x, weight, groups_, values, scales);
+  quantize(group_size(encoding_), x, groups_, mutable_values(token), mutable_scales(token));
+  complete_row(token, weight);
+}
+
+void QuantizedActivations::assign_quantized_row(int64_t token, const int8_t* q, const float* scales,
+                                                float weight) {
+  std::copy_n(q, columns_, mutable_values(token));
+  std::copy_n(scales, groups_, mutable_scales(token));
+  complete_row(token, weight);
+}
+
+// Of a row whose values lie in order: all that follows from them.
+void QuantizedActivations::complete_row(int64_t token, float weight) {
+  float* scales = mutable_scales(token);
+  for (int64_t i = 0; i < groups_; ++i) scales[i] *= weight;
   for (int64_t i = 0; i < kRepeat; ++i) scales[groups_ + i] = scales[i];
+  int8_t* values = mutable_values(token);
   std::fill(values + columns_, values + row_bytes(), int8_t{0});
   if (encoding_ == SliceEncoding::int8) {
     correct_lanes(token);

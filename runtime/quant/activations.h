@@ -3,8 +3,8 @@
 //
 // Symmetric in groups of the weights' group size: a = scale * q, scale = max|a| / 127 in fp32, q = rint(a /
 // scale); a group of zeros has scale 0 and q 0. A group that holds a NaN or an infinity gets scale NaN, so
-// that it shows in the results. Grows and keeps its memory. Reading is thread-safe, and so is assign_row() of
-// different rows; the others are not.
+// that it shows in the results. Grows and keeps its memory. Reading is thread-safe, and so are assign_row() and
+// assign_quantized_row() of different rows; the others are not.
 #pragma once
 
 #include <tbb/cache_aligned_allocator.h>
@@ -28,8 +28,10 @@ class QuantizedActivations {
   void assign(SliceEncoding encoding, const float* x, int64_t tokens, int64_t columns);
   // The same in steps: room for the rows, then each row.
   void resize(SliceEncoding encoding, int64_t tokens, int64_t columns);
-  // weight * x. columns values.
+  // weight * x: x is quantized, its scales times weight. columns values.
   void assign_row(int64_t token, const float* x, float weight = 1);
+  // The same for what is quantized already: q [columns], in order, and scales [groups].
+  void assign_quantized_row(int64_t token, const int8_t* q, const float* scales, float weight = 1);
 
   // Another one after each resize() or assign() of any object; whoever keeps what he made of the rows goes by
   // it, so that a row is assigned but once after each.
@@ -55,6 +57,9 @@ class QuantizedActivations {
 
  private:
   int64_t row_bytes() const { return (columns_ + 127) / 128 * 128; }
+  int8_t* mutable_values(int64_t token) { return values_.data() + token * row_bytes(); }
+  float* mutable_scales(int64_t token) { return scales_.data() + token * (groups_ + kRepeat); }
+  void complete_row(int64_t token, float weight);
   void correct_lanes(int64_t token);
   void interleave_pairs(int64_t token);
 

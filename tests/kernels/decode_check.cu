@@ -341,7 +341,8 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
   unsigned* const error = device_zeros<unsigned>(1);
   LayerTimes* const taken = device_zeros<LayerTimes>(1);
   void* const host_room = room(k * slices, width);
-  float* const post_x = device_zeros<float>(hidden);
+  auto* const post_x = device_zeros<int8_t>(hidden);
+  float* const post_x_scales = device_zeros<float>(hidden / 64);
   float* const post_scale = device_zeros<float>(1);
   int* const post_experts = device_zeros<int>(k);
   float* const post_weights = device_zeros<float>(k);
@@ -366,7 +367,7 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
       g.host_list = d.host_list = r.zero_copy;
       d.host_activations = g.host_out = host_room;
       g.host_blocks = d.host_blocks = 16;
-      r.post = {post_x, post_scale, post_experts, post_weights, posted};
+      r.post = {post_x, post_x_scales, post_scale, group_of(f), post_experts, post_weights, posted};
       r.times = g.times = d.times = taken;
       decode_gate_up(g, nullptr);
       decode_down(d, nullptr);
@@ -420,10 +421,14 @@ void check_moe(WeightFormat f, int64_t hidden, int64_t width, bool paged, int ex
   std::vector<float> change(hidden);
   for (int64_t i = 0; i < hidden; ++i) change[i] = got[i] - residual[i];
   if (paged) {
-    std::vector<double> wanted_x(x.begin(), x.end());
-    std::vector<float> posted_x = to_host(post_x, hidden);
-    for (float& value : posted_x) value *= to_host(post_scale, 1)[0];
-    expect("what is posted", f, posted_x, wanted_x, 1e-5);
+    if (f != WeightFormat::bf16) {
+      const auto q = to_host(post_x, hidden);
+      const auto scales = to_host(post_x_scales, hidden / 64);
+      const float factor = to_host(post_scale, 1)[0];
+      std::vector<float> posted_x;
+      for (int64_t i = 0; i < hidden; ++i) posted_x.push_back(q[i] * scales[i / group_of(f)] * factor);
+      expect("what is posted", f, posted_x, seen, 1e-5);
+    }
     std::vector<double> wanted_weights;
     for (int i = 0; i < k; ++i) wanted_weights.push_back(weights[order[i]] / total);
     expect("posted weights", f, to_host(post_weights, k), wanted_weights, 1e-4);

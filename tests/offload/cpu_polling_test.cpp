@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <string>
 #include <thread>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "runtime/error.h"
 #include "tests/message_of.h"
 #include "tests/offload/cpu_experts_rig.h"
+#include "tests/offload/posted_x.h"
 
 namespace lighter::offload {
 namespace {
@@ -23,10 +25,10 @@ class FakeGpu {
   const MissMailbox& mailbox() const { return mailbox_; }
   void post(int layer, uint32_t step, const Values& x, const std::vector<int>& experts, float weight) {
     const MissSlot slot = mailbox_.slot(layer);
-    std::copy(x.begin(), x.end(), slot.x);
+    quantize_as_posted(x, mailbox_.shape().group, slot);
     std::copy(experts.begin(), experts.end(), slot.experts);
     std::fill_n(slot.weights, experts.size(), weight);
-    std::fill_n(slot.scales, experts.size(), 1.0f);
+    std::fill_n(slot.factors, experts.size(), 1.0f);
     *slot.tokens = static_cast<int32_t>(x.size() / kHidden);
     std::atomic_ref(*slot.posted).store(step, std::memory_order_release);
   }
@@ -44,9 +46,14 @@ class FakeGpu {
     }
     return true;
   }
+  // Of a step that is done; values of another one are NaN.
   Values result(int layer, size_t count) const {
-    const float* from = mailbox_.slot(layer).result;
-    return {from, from + count};
+    const MissSlot slot = mailbox_.slot(layer);
+    Values values;
+    for (size_t i = 0; i < count; ++i) {
+      values.push_back(slot.result[i].step == *slot.done ? slot.result[i].value : NAN);
+    }
+    return values;
   }
 
  private:
@@ -75,7 +82,7 @@ MakeCpuJobs jobs_of(const Model& model) {
 TEST_CASE("a posted layer is computed and published, step after step") {
   for (const auto encoding : kEncodings) {
     const Model model(encoding, 3, 2, 7000);
-    const MissMailboxShape shape{4, 3, kHidden, 1};
+    const MissMailboxShape shape{4, 3, kHidden, 1, group_size(encoding)};
     FakeGpu gpu(shape);
     CpuExperts cpu(with_threads(3)), batch(with_threads(1));
     std::mt19937 random(7);
@@ -115,7 +122,7 @@ TEST_CASE(
     "what was expected of a layer, rightly or wrongly, in time or not, does not change what is computed") {
   for (const auto encoding : kEncodings) {
     const Model model(encoding, 3, 2, 7300);
-    const MissMailboxShape shape{4, 1, kHidden, 1};
+    const MissMailboxShape shape{4, 1, kHidden, 1, group_size(encoding)};
     FakeGpu gpu(shape);
     CpuExperts cpu(with_threads(3)), batch(with_threads(1));
     std::mt19937 random(8);
@@ -150,7 +157,7 @@ TEST_CASE(
 TEST_CASE("layers that are posted before the ones before are done are computed one after the other") {
   // As by a GPU that has given up waiting for a worker without a core.
   const Model model(SliceEncoding::int4, 1, 2, 7450);
-  const MissMailboxShape shape{6, 1, kHidden, 1};
+  const MissMailboxShape shape{6, 1, kHidden, 1, group_size(SliceEncoding::int4)};
   FakeGpu gpu(shape);
   auto options = with_threads(3);
   options.on_begin = [](int worker, uint32_t step, int layer) {
@@ -180,7 +187,7 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
 
 TEST_CASE("polling goes on where it was told to after a batch and a pause") {
   const Model model(SliceEncoding::int8, 1, 1, 7500);
-  FakeGpu gpu({2, 1, kHidden, 1});
+  FakeGpu gpu({2, 1, kHidden, 1, 128});
   CpuExperts cpu(with_threads(2));
   const auto x = normal(kHidden, 1, 7501);
   CpuJobs jobs;
@@ -209,7 +216,7 @@ TEST_CASE("polling goes on where it was told to after a batch and a pause") {
 TEST_CASE(
     "a worker that dies leaves its layer unpublished, ends the others, and is heard of within a second") {
   const Model model(SliceEncoding::int8, 1, 2, 8000);
-  FakeGpu gpu({2, 1, kHidden, 1});
+  FakeGpu gpu({2, 1, kHidden, 1, 128});
   std::atomic<bool> deadly = true;
   auto options = with_threads(3);
   options.on_begin = [&](int worker, uint32_t step, int layer) {
@@ -241,7 +248,7 @@ TEST_CASE(
   const Model model(SliceEncoding::int8, 3, 2, 8100);
   for (const int late_at : {0, 1}) {
     CAPTURE(late_at);
-    FakeGpu gpu({2, 1, kHidden, 1});
+    FakeGpu gpu({2, 1, kHidden, 1, 128});
     auto options = with_threads(3);
     std::atomic<bool> late = false, go_on = false;
     options.on_begin = [&](int worker, uint32_t step, int layer) {
@@ -280,7 +287,7 @@ TEST_CASE(
 
 TEST_CASE("a worker that dawdles is reported within about a second, and the destructor waits for it") {
   const Model model(SliceEncoding::int8, 1, 1, 8200);
-  FakeGpu gpu({1, 1, kHidden, 1});
+  FakeGpu gpu({1, 1, kHidden, 1, 128});
   auto options = with_threads(2);
   std::atomic<bool> ended = false;
   options.on_begin = [&](int worker, uint32_t, int) {
@@ -302,7 +309,7 @@ TEST_CASE("a worker that dawdles is reported within about a second, and the dest
 
 TEST_CASE("what the GPU or the caller's list gets wrong is an error that names the layer") {
   const Model model(SliceEncoding::int8, 1, 9, 8600);  // wider than promised
-  FakeGpu gpu({1, 2, kHidden, 1});
+  FakeGpu gpu({1, 2, kHidden, 1, 128});
   CpuExperts cpu(with_threads(2));
   cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
   gpu.post(0, 1, normal(2 * kHidden, 1, 8601), {0, 0}, 1);

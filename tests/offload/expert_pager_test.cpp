@@ -115,7 +115,8 @@ TEST_CASE("what the CPU takes over changes a layer's output by rounding alone, a
                 CHECK(at::equal(out, expected));
                 CHECK(did.cpu_bytes == 0);
               } else {
-                CHECK(relative_error(out, expected) < 1e-5);
+                // The CPU weighs an input after quantizing it, the device before.
+                CHECK(relative_error(out, expected) < 1e-4);
                 CHECK(did.cpu_bytes <= missed * grid.slice_bytes);
                 CHECK(did.cpu_bytes > 0);
                 // The step before has streamed a few of layer 1 ahead.

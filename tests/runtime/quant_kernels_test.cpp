@@ -270,30 +270,35 @@ TEST_CASE("activation rows hold what activations.h says, for numbers of any size
   for (int64_t i = 0; i < tokens * 256; ++i) x[i] = std::ldexp(x[i], static_cast<int>(4 * (i / 256) - 116));
   for (int64_t i = 0; i < 256; ++i) x[i] = i % 64 == 5 ? 127.0f : static_cast<float>(i % 64) - 31.5f;
   for (const auto encoding : kEncodings) {
-    QuantizedActivations rows;
+    QuantizedActivations rows, again;
     rows.resize(encoding, tokens, 256);
+    again.resize(encoding, tokens, 256);
     const int64_t size = group_size(encoding);
     CHECK(rows.groups() == 256 / size);
     int wrong = 0;
     for (int64_t t = 0; t < tokens; ++t) {
       const float weight = t % 3 == 2 ? 0.7f : 1.0f;
       rows.assign_row(t, x.data() + t * 256, weight);
+      std::vector<int8_t> q_in_order;
+      std::vector<float> q_scales;
       for (int64_t g = 0; g < rows.groups(); ++g) {
         float most = 0;
-        const auto value = [&](int64_t i) { return x[t * 256 + g * size + i] * weight; };
+        const auto value = [&](int64_t i) { return x[t * 256 + g * size + i]; };
         for (int64_t i = 0; i < size; ++i) most = std::max(most, std::fabs(value(i)));
         const float scale = most / 127.0f;
-        wrong += rows.scales(t)[g] != scale;
+        wrong += rows.scales(t)[g] != scale * weight;
+        q_scales.push_back(scale);
         int sum = 0;
         for (int64_t i = 0; i < size; ++i) {
           const auto q = static_cast<int>(std::nearbyint(value(i) / scale));
           const int64_t at =
               encoding == SliceEncoding::int8 ? g * 128 + i : g / 2 * 128 + i / 32 * 64 + g % 2 * 32 + i % 32;
           wrong += rows.values(t)[at] != q;
+          q_in_order.push_back(static_cast<int8_t>(q));
           sum += q;
         }
         if (encoding == SliceEncoding::int4) {
-          wrong += rows.scaled_sums(t)[g] != scale * static_cast<float>(sum);
+          wrong += rows.scaled_sums(t)[g] != scale * weight * static_cast<float>(sum);
         } else {
           int corrections = 0;
           for (int64_t l = 0; l < 16; ++l) corrections += rows.corrections(t)[g * 16 + l];
@@ -302,6 +307,15 @@ TEST_CASE("activation rows hold what activations.h says, for numbers of any size
       }
       for (int64_t i = 0; i < 16; ++i)
         wrong += rows.scales(t)[rows.groups() + i] != rows.scales(t)[i % rows.groups()];
+      // What somebody else has quantized becomes the same.
+      again.assign_quantized_row(t, q_in_order.data(), q_scales.data(), weight);
+      wrong += !std::equal(rows.values(t), rows.values(t) + 256, again.values(t));
+      wrong += !std::equal(rows.scales(t), rows.scales(t) + rows.groups() + 16, again.scales(t));
+      if (encoding == SliceEncoding::int4) {
+        wrong += !std::equal(rows.scaled_sums(t), rows.scaled_sums(t) + rows.groups(), again.scaled_sums(t));
+      } else {
+        wrong += !std::equal(rows.corrections(t), rows.corrections(t) + rows.groups() * 16, again.corrections(t));
+      }
     }
     CHECK(wrong == 0);
   }
