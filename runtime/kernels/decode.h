@@ -89,7 +89,7 @@ struct LayerTimes {
   unsigned long long host_down_begun = 0;  // the hidden activations are there
   unsigned long long host_down = 0;        // down of the host list
   unsigned long long device_down = 0;      // down of what lies on the device
-  unsigned long long cpu = 0;              // the CPU's result is here
+  unsigned long long cpu = 0;              // the CPU's result was about to be here; or was, if it came last
 };
 
 // A step does not wait longer for the CPU, or a copy.

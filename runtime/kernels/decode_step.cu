@@ -84,49 +84,55 @@ __global__ void __launch_bounds__(kThreads) end_kernel(DecodeEnd e) {
   }
 }
 
-// One thread's value of the CPU's result, when it is of this step.
-__device__ float await_value(const MissResult* at, unsigned step, unsigned* error, int layer) {
-  const auto* const word = reinterpret_cast<const unsigned long long*>(at);
-  const Patience patience;
-  for (;;) {
-    const unsigned long long both = load_system(word);
-    if (static_cast<unsigned>(both >> 32) == step) return __uint_as_float(static_cast<unsigned>(both));
-    if (patience.ends(error, layer)) return 0;
-  }
+// One value of the CPU's result, and whose it is.
+__device__ inline unsigned long long load_result(const MissResult* at) {
+  return load_system(reinterpret_cast<const unsigned long long*>(at));
 }
 
-// The CPU's result is waited for and loaded while the GPU's part is still being computed.
+// The CPU's result is loaded when it is about to be there, and what is missing of it then again beside what the
+// GPU has made, and again until it is there.
 __global__ void __launch_bounds__(kThreads) combine_kernel(DecodeCombine c) {
   allow_next_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t values = c.tokens * c.hidden;
-  float from_cpu = 0;
+  const bool there = i < c.tokens * c.hidden;
+  const bool from_cpu = c.from_cpu != nullptr && there;
+  unsigned long long result = 0;
+  unsigned step = 0;
   if (c.from_cpu != nullptr) {
-    const unsigned step = *c.step;
+    step = *c.step;
     if (threadIdx.x == 0 && blockIdx.x == 0) {
       wait_for(c.cpu_ending, step, c.error, c.layer);
       store_release(&c.signals->cpu, 1);
+      if (c.times != nullptr) note_time(&c.times->cpu);
     } else if (threadIdx.x == 0) {
       await<40>(&c.signals->cpu);
     }
     __syncthreads();
-    if (i < values) from_cpu = await_value(c.from_cpu + i, step, c.error, c.layer);
-    __syncthreads();
-    if (threadIdx.x == 0 && c.times != nullptr) note_time(&c.times->cpu);
+    if (from_cpu) result = load_result(c.from_cpu + i);
   }
+  const auto is_here = [&] { return static_cast<unsigned>(result >> 32) == step; };
   wait_for_previous_kernel();
-  float routed = 0, fixed = 0;
-  if (i < values) {
+  if (from_cpu && !is_here()) result = load_result(c.from_cpu + i);
+  float routed = 0, fixed = 0, before = 0;
+  if (there) {
     const int positions = *c.positions;
+    before = c.residual[i];
+    if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
 #pragma unroll 16
     for (int p = 0; p < positions; ++p) {
-      const float value = __ldcg(c.partials + p * values + i);  // there, if of no use
+      const float value = __ldcg(c.partials + p * c.tokens * c.hidden + i);  // there, if of no use
       if (c.computed[p]) routed = __fadd_rn(routed, value);
     }
-    if (c.fixed_sum != nullptr) fixed = __ldcg(c.fixed_sum + i);
   }
-  if (c.from_cpu != nullptr) routed = __fadd_rn(routed, from_cpu);
-  if (i < values) c.residual[i] = __fadd_rn(__fadd_rn(c.residual[i], fixed), routed);
+  const bool waits = from_cpu && !is_here();
+  if (waits) {
+    const Patience patience;
+    do result = load_result(c.from_cpu + i);
+    while (!is_here() && !patience.ends(c.error, c.layer));
+  }
+  if (from_cpu) routed = __fadd_rn(routed, __uint_as_float(static_cast<unsigned>(result)));
+  if (there) c.residual[i] = __fadd_rn(__fadd_rn(before, fixed), routed);
+  if (c.times != nullptr && __any_sync(~0u, waits) && threadIdx.x % 32 == 0) note_time(&c.times->cpu);
 }
 
 }  // namespace
