@@ -32,8 +32,8 @@ struct TeamInput {
   const float* scales = nullptr;  // of quantized: [tokens, groups]
 };
 
-// [tokens, hidden], in fp32 or as a mailbox has it; then *ending becomes step when a worker finds nothing left
-// to begin.
+// [tokens, hidden], in fp32 or as a mailbox has it; then *ending becomes step when a worker finds nothing
+// left to begin.
 struct TeamOutput {
   float* sums = nullptr;
   MissResult* results = nullptr;

@@ -108,7 +108,8 @@ enum class RouterScore { sigmoid, softmax_normalised };
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
 // step.
 struct MissPostTarget {
-  std::int8_t* x = nullptr;   // [tokens, hidden]: the residual times the norm's weight; or null, as the next two
+  std::int8_t* x =
+      nullptr;  // [tokens, hidden]: the residual times the norm's weight; or null, as the next two
   float* x_scales = nullptr;  // [tokens, hidden / group]
   float* factors = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
   int group = 64;             // or 128: values of x with a scale of their own
@@ -283,8 +284,8 @@ struct DecodeBegin {
 };
 void decode_begin(const DecodeBegin& begin, void* stream);
 
-// What a step tells the host: the chosen ids and what went wrong; and beside it the experts of each layer and,
-// if they are taken, its times.
+// What a step tells the host: the chosen ids and what went wrong; and beside it the experts of each layer
+// and, if they are taken, its times.
 struct StepOutput {
   int ids[kMostDecodeTokens] = {};
   unsigned error = 0;

@@ -31,8 +31,8 @@ uint64_t factor_bytes(const MissMailboxShape& shape) {
   return aligned(shape.tokens * 4);
 }
 uint64_t slot_bytes(const MissMailboxShape& shape) {
-  return 3 * kAlignment + x_bytes(shape) + x_scale_bytes(shape) + factor_bytes(shape) +
-         result_bytes(shape) + 3 * choice_bytes(shape);
+  return 3 * kAlignment + x_bytes(shape) + x_scale_bytes(shape) + factor_bytes(shape) + result_bytes(shape) +
+         3 * choice_bytes(shape);
 }
 
 }  // namespace

@@ -3,11 +3,11 @@
 // same offsets for both; this class only knows where things lie.
 //
 // The device writes tokens, x, x_scales, factors, experts and weights, then after a system-wide fence posted
-// = the step's number. The CPU writes result, each value with the step's number beside it; while it writes the
-// last ones, ending = that number; after all of them done = that number. So the device need not ask first
+// = the step's number. The CPU writes result, each value with the step's number beside it; while it writes
+// the last ones, ending = that number; after all of them done = that number. So the device need not ask first
 // whether the result is there and then for the result, each a way over the bus and back: from `ending` on it
-// loads values until they are the step's. Steps are numbered upwards from 1, layers are posted in order, and a
-// slot is written again only when its last step is done, or when the device has waited too long for it.
+// loads values until they are the step's. Steps are numbered upwards from 1, layers are posted in order, and
+// a slot is written again only when its last step is done, or when the device has waited too long for it.
 // Accessors of the control words are thread-safe.
 //
 // The device may also tell what it expects a layer to choose for a single token: it writes expected, then

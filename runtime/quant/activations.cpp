@@ -72,8 +72,7 @@ LIGHTER_AVX512 inline float quantize_group_avx512(const float* x, int8_t* q) {
   }
   const float scale = std::bit_cast<float>(_mm512_reduce_max_epi32(most)) / 127.0f;
   constexpr float least = 0x1p-90f;  // below, remainders could be subnormal
-  if (!(scale >= least && scale <= std::numeric_limits<float>::max()))
-    return quantize_group<count>(x, q);
+  if (!(scale >= least && scale <= std::numeric_limits<float>::max())) return quantize_group<count>(x, q);
   const __m512 divisor = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) {

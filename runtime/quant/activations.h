@@ -3,8 +3,8 @@
 //
 // Symmetric in groups of the weights' group size: a = scale * q, scale = max|a| / 127 in fp32, q = rint(a /
 // scale); a group of zeros has scale 0 and q 0. A group that holds a NaN or an infinity gets scale NaN, so
-// that it shows in the results. Grows and keeps its memory. Reading is thread-safe, and so are assign_row() and
-// assign_quantized_row() of different rows; the others are not.
+// that it shows in the results. Grows and keeps its memory. Reading is thread-safe, and so are assign_row()
+// and assign_quantized_row() of different rows; the others are not.
 #pragma once
 
 #include <tbb/cache_aligned_allocator.h>

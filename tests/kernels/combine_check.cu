@@ -1,4 +1,5 @@
-// Checks how a layer's parts come together with what the CPU makes, which arrives piece by piece. Needs a GPU.
+// Checks how a layer's parts come together with what the CPU makes, which arrives piece by piece. Needs a
+// GPU.
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -314,7 +314,8 @@ TEST_CASE("activation rows hold what activations.h says, for numbers of any size
       if (encoding == SliceEncoding::int4) {
         wrong += !std::equal(rows.scaled_sums(t), rows.scaled_sums(t) + rows.groups(), again.scaled_sums(t));
       } else {
-        wrong += !std::equal(rows.corrections(t), rows.corrections(t) + rows.groups() * 16, again.corrections(t));
+        wrong +=
+            !std::equal(rows.corrections(t), rows.corrections(t) + rows.groups() * 16, again.corrections(t));
       }
     }
     CHECK(wrong == 0);
