@@ -65,8 +65,9 @@ class CudaDecodeGraph : public DecodeGraph {
         expected_(sharing.expected),
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
-        // Copies that a fetcher has begun for a step end with it.
-        goes_ahead_((shape.all_resident || !shape.fetches) &&
+        // Copies that a fetcher has begun for a step end with it. And the layer that the device posts next,
+        // and what it guesses meanwhile, must be other ones than that which a late worker is still at.
+        goes_ahead_((shape.all_resident || (!shape.fetches && shape.experts.layers > 2)) &&
                     (executor == nullptr || executor->places_stay())),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
@@ -117,7 +118,7 @@ class CudaDecodeGraph : public DecodeGraph {
                         "; the weights are damaged, or the model needs decode: eager");
     }
     throw_if_late(step);
-    if (shape_.fetches && working_) await_fetcher();
+    await_workers(step);
     share_.step_ended(late_layers(step), shape_.experts.layers);
     count(step);
     if (executor_ != nullptr && !shape_.all_resident) executor_->learn(chosen(step));
@@ -206,6 +207,7 @@ class CudaDecodeGraph : public DecodeGraph {
   void await_ahead() {
     ahead_.reset();
     await(step_);
+    if (on_host_.output[slot_of(step_)].error == 0) await_workers(step_);
     count(step_);
   }
 
@@ -215,12 +217,14 @@ class CudaDecodeGraph : public DecodeGraph {
     workers_->stop();
   }
 
-  // Nothing in a step waits for a fetcher at a layer without misses, but it must not look into the next
-  // step's places.
-  void await_fetcher() {
+  // The device waits for results, not for workers: a fetcher may still be at a layer without misses, and a
+  // worker who came too late to take any work may still list the last layer's. They must not look into the
+  // next step's places and shares.
+  void await_workers(unsigned step) {
+    if (!working_) return;
     const int last = shape_.experts.layers - 1;
     const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(kernels::kWaitLimitMs);
-    while (mailbox_->done(last) != step_) {
+    while (!step_reached(mailbox_->done(last), step)) {
       if (std::chrono::steady_clock::now() > limit) throw_late(last);
       std::this_thread::yield();
     }

@@ -260,7 +260,7 @@ class DecodeKernels {
       r.post = {slot.x, slot.x_scales, slot.factors, group, slot.experts, slot.weights, slot.posted};
       if (shape_.fetches) {
         r.post.x = nullptr;
-        r.post.factors = nullptr;
+        r.post.x_scales = r.post.factors = nullptr;
       }
       if (guesses_) r.guess = guess(layer);
     }

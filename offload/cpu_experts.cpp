@@ -58,9 +58,14 @@ struct CpuExperts::Polling {
   Polling(const MissMailbox& box, MakeCpuJobs make, uint32_t step, int workers)
       : mailbox(box), make_jobs(std::move(make)), first_step(step), seen_ns(workers) {}
 
+  // When a worker saw a layer's post: of two, since some may be at the next one while others still are at
+  // this.
   struct alignas(64) Seen {
-    std::atomic<int64_t> ns = 0;
+    std::atomic<int64_t> ns[2] = {0, 0};
   };
+  int parity(uint32_t step, int layer) const {
+    return static_cast<int>((step * static_cast<uint32_t>(mailbox.shape().layers) + layer) % 2);
+  }
 
   const MissMailbox mailbox;
   const MakeCpuJobs make_jobs;
@@ -227,7 +232,7 @@ void CpuExperts::poll(int worker) {
         team.abandon();  // those that have seen a later post must not wait for this one
         return;
       }
-      polling.seen_ns[worker].ns.store(now_ns(), std::memory_order_relaxed);
+      polling.seen_ns[worker].ns[polling.parity(step, layer)].store(now_ns(), std::memory_order_relaxed);
       const MissPost post = polling.mailbox.read(layer);
       bool expected = false;
       auto outcome = CpuTeam::Outcome::abandoned;
@@ -253,17 +258,18 @@ void CpuExperts::poll(int worker) {
       }
       if (outcome == CpuTeam::Outcome::left_last) {
         polling.mailbox.publish_done(layer, step);
-        if (!jobs.jobs().empty()) count_layer(layer, jobs, expected);
+        if (!jobs.jobs().empty()) count_layer(step, layer, jobs, expected);
       }
     }
   }
 }
 
-void CpuExperts::count_layer(int layer, const CpuJobs& jobs, bool expected) {
+void CpuExperts::count_layer(uint32_t step, int layer, const CpuJobs& jobs, bool expected) {
   const int64_t now = now_ns();
   int64_t seen = now, waited = 0;
   for (int worker = 0; worker < threads(); ++worker) {
-    seen = std::min(seen, polling_->seen_ns[worker].ns.load(std::memory_order_relaxed));
+    const auto& seen_ns = polling_->seen_ns[worker].ns[polling_->parity(step, layer)];
+    seen = std::min(seen, seen_ns.load(std::memory_order_relaxed));
     waited += parts_->team.waited_ns(worker);
   }
   layers_.fetch_add(1, std::memory_order_relaxed);

@@ -90,7 +90,7 @@ class CpuExperts {
   void poll(int worker);
   bool wait_for_post(int worker, int layer, uint32_t step, CpuJobs& expected) const;
   bool was_expected(int layer, const MissPost& post) const;
-  void count_layer(int layer, const CpuJobs& jobs, bool expected);
+  void count_layer(uint32_t step, int layer, const CpuJobs& jobs, bool expected);
 
   const CpuExpertsOptions options_;
   std::unique_ptr<Parts> parts_;

@@ -29,6 +29,14 @@ void CpuShare::start(const MissWork& work, uint32_t first_step) {
     throw DeviceError("a mailbox for " + std::to_string(work.mailbox.shape().tokens) +
                       " tokens; the CPU's share takes " + std::to_string(CpuSliceKernel::kMostTokens));
   }
+  const auto& layout = kernel_.layout();
+  const MissMailboxShape& shape = work.mailbox.shape();
+  if (shape.hidden != layout.hidden || shape.group != group_size(layout.encoding)) {
+    throw DeviceError("a mailbox for " + std::to_string(shape.hidden) + " values in groups of " +
+                      std::to_string(shape.group) + "; the CPU's share takes " +
+                      std::to_string(layout.hidden) + " in groups of " +
+                      std::to_string(group_size(layout.encoding)));
+  }
   cpu_.start_polling(
       work.mailbox,
       [this, work](int layer, const MissPost& post, CpuJobs& jobs) { list(work, layer, post, jobs); },

@@ -291,9 +291,10 @@ void CpuTeam::ask_ahead(int index) {
 CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const TeamInput& x, int64_t tokens,
                               const TeamOutput& result, bool expected) {
   Worker& worker = *all_[index];
-  // A GPU that has waited too long for a layer posts the next ones nevertheless.
+  // A GPU posts a layer when it has the result of the one before, which some worker without a part in it may
+  // not have left.
   for (uint32_t turns = 0; !layer_barrier_.released(worker.layers); spin(turns)) {
-    if (abandoned()) return Outcome::abandoned;
+    if (abandoned() && !layer_barrier_.released(worker.layers)) return Outcome::abandoned;
   }
   Layer& layer = layers_[++worker.layers % 2];
   if (static_cast<int64_t>(layer.values.size()) < jobs.hidden_values()) {

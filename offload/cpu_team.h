@@ -6,10 +6,11 @@
 // last of a job's hidden values quantizes them for all, and down waits for that job by job: where each worker
 // read and quantized all of them behind a barrier, the 18 KB that 14 others had just written cost 15 workers
 // 18 µs of a layer of 400. Many rows of x are quantized together too, with a barrier behind.
-// result [tokens, hidden] fp32 = sum over jobs of out_weight * down(silu(gate(x * in_weight)) * up(x *
-// in_weight)). A token's jobs are added in their order, so a result depends neither on the number of workers
-// nor on who computed what. All workers call run() with lists of the same jobs, one after another; nobody
-// begins one before all have left the one before. Whoever does not come must abandon().
+// result [tokens, hidden] = sum over jobs of out_weight * down(silu(gate(x * in_weight)) * up(x *
+// in_weight)), in fp32, each value written once. A token's jobs are added in their order, so a result depends
+// neither on the number of workers nor on who computed what. All workers call run() with lists of the same
+// jobs, one after another; nobody begins one before all have left the one before. Whoever does not come must
+// abandon().
 #pragma once
 
 #include <atomic>

@@ -15,7 +15,9 @@
 #include <cstdint>
 #include <string>
 
-#include "runtime/moe/miss_mailbox.h"
+namespace lighter {
+struct MissResult;  // runtime/moe/miss_mailbox.h
+}
 
 namespace lighter::kernels {
 
@@ -92,7 +94,8 @@ struct LayerTimes {
   unsigned long long cpu = 0;              // the CPU's result was about to be here; or was, if it came last
 };
 
-// A step does not wait longer for the CPU, or a copy.
+// A step does not wait longer for the CPU's result to begin, or for a value of it that is about to come, or
+// for a copy.
 constexpr unsigned kWaitLimitMs = 500;
 
 // What the kernels of an MoE layer tell each other, in device memory; all 0 before a step.

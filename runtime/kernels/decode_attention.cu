@@ -89,7 +89,7 @@ struct __align__(16) PartialSum {
 // leave registers for a block of qkv or o on the same multiprocessor, if with a few spilled: else the handing
 // over to attention, and from it to o, takes 1.7 us instead of 0.5.
 template <int D, int G, int Blocks, int Clusters>
-__global__ void __launch_bounds__(kThreads, G < (Clusters > 1 ? 8 : 6) ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, G < 8 ? 2 : 1)
     attention_kernel(const __grid_constant__ DecodeAttention a) {
   constexpr int lanes = kLanes<D>, teams = kThreads / lanes;
   constexpr int chunk = G * D / Blocks;  // values that each block merges

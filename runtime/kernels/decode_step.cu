@@ -7,6 +7,7 @@
 #include "runtime/kernels/device_clock.cuh"
 #include "runtime/kernels/launch.cuh"
 #include "runtime/kernels/signals.cuh"
+#include "runtime/moe/miss_mailbox.h"
 
 namespace lighter::kernels {
 namespace {

@@ -6,9 +6,11 @@
 // = the step's number. The CPU writes result, each value with the step's number beside it; while it writes
 // the last ones, ending = that number; after all of them done = that number. So the device need not ask first
 // whether the result is there and then for the result, each a way over the bus and back: from `ending` on it
-// loads values until they are the step's. Steps are numbered upwards from 1, layers are posted in order, and
-// a slot is written again only when its last step is done, or when the device has waited too long for it.
-// Accessors of the control words are thread-safe.
+// loads values until they are the step's. It goes on when it has the result, though a worker without a part
+// in it may not have left the layer; before the host changes what workers look up, it waits for the last
+// layer's `done`. Steps are numbered upwards from 1, layers are posted in order, and a slot is written again
+// only when its last step is done, or when the device has waited too long for it. Accessors of the control
+// words are thread-safe.
 //
 // The device may also tell what it expects a layer to choose for a single token: it writes expected, then
 // after a fence guessed = the step's number, before the layer is posted and while one before it is under way.
@@ -71,7 +73,7 @@ class MissMailbox {
  public:
   static uint64_t bytes(const MissMailboxShape& shape);
 
-  // memory: bytes(shape), aligned to 128. Clears the control words.
+  // memory: bytes(shape), aligned to 128. Clears the control words and the results.
   MissMailbox(std::byte* memory, const MissMailboxShape& shape);
 
   const MissMailboxShape& shape() const { return shape_; }

@@ -32,7 +32,7 @@ struct MissWork {
 
 struct MissWorkersCounters {
   uint64_t bytes = 0;            // of weights
-  double busy_s = 0;             // from a post until its result was there
+  double busy_s = 0;             // from a post until all had left its layer
   uint64_t layers = 0;           // that had misses for them
   uint64_t layers_expected = 0;  // of these, with the experts that were expected
 };

@@ -46,6 +46,21 @@ class FakeGpu {
     }
     return true;
   }
+  // Whether all values are the step's, or become so in time.
+  bool whole(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
+    const MissSlot slot = mailbox_.slot(layer);
+    const auto deadline = Clock::now() + patience;
+    for (int64_t i = 0; i < mailbox_.shape().hidden;) {
+      if (std::atomic_ref(slot.result[i]).load(std::memory_order_relaxed).step == step) {
+        ++i;
+      } else if (Clock::now() > deadline) {
+        return false;
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    return true;
+  }
   // Of a step that is done; values of another one are NaN.
   Values result(int layer, size_t count) const {
     const MissSlot slot = mailbox_.slot(layer);
@@ -183,6 +198,43 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
   }
   CHECK(wrong == 0);
   cpu.stop_polling();
+}
+
+TEST_CASE("a result is whole, and the next layer may be posted, though a worker has not come to it yet") {
+  const Model model(SliceEncoding::int4, 2, 2, 7480);
+  FakeGpu gpu({3, 1, kHidden, 1, group_size(SliceEncoding::int4)});
+  auto options = with_threads(3);
+  std::atomic<bool> held = false, go_on = false;
+  options.on_begin = [&](int worker, uint32_t step, int layer) {
+    if (worker != 1 || step != 1 || layer != 0) return;
+    held = true;
+    while (!go_on) std::this_thread::yield();
+  };
+  CpuExperts cpu(options), batch(with_threads(1));
+  cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
+  std::vector<Values> x;
+  for (int layer = 0; layer < 3; ++layer) x.push_back(normal(kHidden, 1, 7481 + layer));
+  gpu.post(0, 1, x[0], {0}, 1);
+  while (!held) std::this_thread::yield();
+  REQUIRE(gpu.whole(0, 1));
+  CHECK(*gpu.mailbox().slot(0).ending == 1);
+  CHECK(gpu.mailbox().done(0) == 0);
+  gpu.post(1, 1, x[1], {1}, 1);
+  CHECK_FALSE(gpu.whole(1, 1, std::chrono::milliseconds(50)));  // nobody begins before all have left
+  go_on = true;
+  REQUIRE(gpu.done(1, 1));
+  CHECK(gpu.mailbox().done(0) == 1);
+  gpu.post(2, 1, x[2], {0}, 1);
+  REQUIRE(gpu.done(2, 1));
+  for (int layer = 0; layer < 3; ++layer) {
+    CpuJobs jobs;
+    jobs.clear(model.kernel);
+    const TokenUse use;
+    model.add(jobs, layer % 2, {&use, 1});
+    CHECK(gpu.result(layer, kHidden) == computed(batch, jobs, x[layer]));
+  }
+  cpu.stop_polling();
+  CHECK(cpu.counters().layers == 3);
 }
 
 TEST_CASE("polling goes on where it was told to after a batch and a pause") {

@@ -144,6 +144,18 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
   }
 }
 
+TEST_CASE("a mailbox in which x has other groups, or another size, is refused") {
+  Layer layer(SliceEncoding::int8, 6);
+  unsigned shares_of_device[kStepsAtOnce] = {};
+  alignas(128) static std::byte memory[16384];
+  CpuShare share(layer.grid, SliceEncoding::int8, kHidden, kWidth, WeightOn::output, two_threads());
+  for (const MissMailboxShape& shape :
+       {MissMailboxShape{1, 1, kHidden, 1, 64}, {1, 1, kHidden / 5, 1, 128}}) {
+    const MissMailbox mailbox(memory, shape);
+    CHECK_THROWS_AS(share.start({mailbox, &layer.places, shares_of_device, {}}, 1), DeviceError);
+  }
+}
+
 TEST_CASE("a worker that meets nonsense ends polling with an error that names the place") {
   Layer layer(SliceEncoding::int8, 5);
   unsigned shares_of_device[kStepsAtOnce] = {};
