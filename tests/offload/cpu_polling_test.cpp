@@ -38,13 +38,17 @@ class FakeGpu {
     std::copy(experts.begin(), experts.end(), slot.expected);
     std::atomic_ref(*slot.guessed).store(step, std::memory_order_release);
   }
-  bool done(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
+  bool becomes(uint32_t* word, uint32_t step,
+               std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
     const auto deadline = Clock::now() + patience;
-    while (std::atomic_ref(*mailbox_.slot(layer).done).load(std::memory_order_acquire) != step) {
+    while (std::atomic_ref(*word).load(std::memory_order_acquire) != step) {
       if (Clock::now() > deadline) return false;
       std::this_thread::yield();
     }
     return true;
+  }
+  bool done(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
+    return becomes(mailbox_.slot(layer).done, step, patience);
   }
   // Whether all values are the step's, or become so in time.
   bool whole(int layer, uint32_t step, std::chrono::milliseconds patience = std::chrono::seconds(20)) const {
@@ -217,7 +221,7 @@ TEST_CASE("a result is whole, and the next layer may be posted, though a worker 
   gpu.post(0, 1, x[0], {0}, 1);
   while (!held) std::this_thread::yield();
   REQUIRE(gpu.whole(0, 1));
-  CHECK(*gpu.mailbox().slot(0).ending == 1);
+  CHECK(gpu.becomes(gpu.mailbox().slot(0).ending, 1));
   CHECK(gpu.mailbox().done(0) == 0);
   gpu.post(1, 1, x[1], {1}, 1);
   CHECK_FALSE(gpu.whole(1, 1, std::chrono::milliseconds(50)));  // nobody begins before all have left
