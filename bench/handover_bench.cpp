@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/statistics.h"
 #include "offload/spin_barrier.h"
 #include "runtime/cli/console.h"
 #include "runtime/cli/model_config.h"
@@ -25,18 +26,13 @@
 namespace {
 
 using namespace lighter;
+using bench::percentile;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kWarmUp = 8, kSteps = 64;
 
 double us_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double, std::micro>(end - begin).count();
-}
-
-// Of values, at least one: the one that `share` of them are below.
-double quantile(std::vector<double> values, double share) {
-  std::ranges::sort(values);
-  return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1))];
 }
 
 // Its results are zeros. It writes them as many workers do, the last ones at the end.
@@ -76,24 +72,18 @@ class PunctualWorker : public MissWorkers {
   }
   void answer(const MissMailbox& mailbox, int layer, uint32_t step, Clock::time_point seen) const {
     constexpr double first_us = 15, ending_us = 3;  // before the end
-    const MissSlot slot = mailbox.slot(layer);
-    const int64_t values = mailbox.shape().tokens * mailbox.shape().hidden;
-    const int64_t last = values - values / 20;
+    const int64_t values = mailbox.shape().tokens * mailbox.shape().hidden, last = values - values / 20;
+    const std::vector<float> zeros(values);
     const auto await = [&](double us) {
       while (us_between(seen, Clock::now()) < us) {
       }
     };
-    const auto write = [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        std::atomic_ref(slot.result[i]).store({0, step}, std::memory_order_relaxed);
-      }
-    };
     await(answer_us_ - first_us);
-    write(0, last);
+    mailbox.write_result(layer, step, 0, zeros.data(), last);
     await(answer_us_ - ending_us);
-    std::atomic_ref(*slot.ending).store(step, std::memory_order_release);
+    mailbox.publish_ending(layer, step);
     await(answer_us_);
-    write(last, values);
+    mailbox.write_result(layer, step, last, zeros.data(), values - last);
     mailbox.publish_done(layer, step);
   }
 
@@ -140,10 +130,10 @@ void run(const std::string& file, double answer_us, std::vector<std::string> ove
   std::printf("answers %.0f us after a post, %zu layers, %zu steps\n", answer_us, layers,
               rest_of(step_ms, kWarmUp).size());
   std::printf("from an answer to the next layer's post: %.1f us (%.1f to %.1f, the middle 80 %%)\n",
-              quantile(within, 0.5), quantile(within, 0.1), quantile(within, 0.9));
+              percentile(within, 0.5), percentile(within, 0.1), percentile(within, 0.9));
   std::printf("from a step's last answer to the next one's first post: %.0f us\n",
-              quantile(rest_of(worker.between_steps, kWarmUp), 0.5));
-  std::printf("a step: %.2f ms\n", quantile(rest_of(step_ms, kWarmUp), 0.5));
+              percentile(rest_of(worker.between_steps, kWarmUp), 0.5));
+  std::printf("a step: %.2f ms\n", percentile(rest_of(step_ms, kWarmUp), 0.5));
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ namespace {
 
 // Values of a group of the experts' weights; of bf16 it only divides work.
 int64_t group_of(const DecodeGraphShape& shape) {
-  return shape.encoding == SliceEncoding::int8 ? 128 : 64;
+  return shape.encoding == SliceEncoding::dense ? 64 : group_size(shape.encoding);
 }
 
 bool any_layer(const ModelSpec& spec, bool chunked) {

@@ -246,9 +246,8 @@ void CpuExperts::poll(int worker) {
           throw DeviceError("the GPU has gone on to step " + std::to_string(now));
         }
         expected = was_expected(layer, post);
-        const MissSlot slot = polling.mailbox.slot(layer);
         outcome = team.run(worker, jobs, {.quantized = post.x, .scales = post.x_scales}, post.tokens,
-                           {.results = slot.result, .step = step, .ending = slot.ending}, expected);
+                           {.mailbox = &polling.mailbox, .layer = layer, .step = step}, expected);
         if (outcome == CpuTeam::Outcome::abandoned) {
           fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
           return;

@@ -25,12 +25,12 @@ CpuShare::CpuShare(const ExpertGrid& grid, SliceEncoding encoding, int64_t hidde
       cpu_(with_width(options, grid.slices * slice_width)) {}
 
 void CpuShare::start(const MissWork& work, uint32_t first_step) {
-  if (work.mailbox.shape().tokens > CpuSliceKernel::kMostTokens) {
-    throw DeviceError("a mailbox for " + std::to_string(work.mailbox.shape().tokens) +
-                      " tokens; the CPU's share takes " + std::to_string(CpuSliceKernel::kMostTokens));
+  const MissMailboxShape& shape = work.mailbox.shape();
+  if (shape.tokens > CpuSliceKernel::kMostTokens) {
+    throw DeviceError("a mailbox for " + std::to_string(shape.tokens) + " tokens; the CPU's share takes " +
+                      std::to_string(CpuSliceKernel::kMostTokens));
   }
   const auto& layout = kernel_.layout();
-  const MissMailboxShape& shape = work.mailbox.shape();
   if (shape.hidden != layout.hidden || shape.group != group_size(layout.encoding)) {
     throw DeviceError("a mailbox for " + std::to_string(shape.hidden) + " values in groups of " +
                       std::to_string(shape.group) + "; the CPU's share takes " +

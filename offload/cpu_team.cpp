@@ -1,7 +1,6 @@
 #include "offload/cpu_team.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <span>
 #include <string>
@@ -38,22 +37,13 @@ WorkPieces gate_up_pieces(const CpuJobs& jobs, int workers) {
   return {jobs.gate_up_work(), rows * CpuJobs::kUnitsOfRow, workers};
 }
 
-// Values from place `at` on.
-void write(const TeamOutput& to, int64_t at, std::span<const float> values) {
-  if (to.sums != nullptr) {
-    std::ranges::copy(values, to.sums + at);
-    return;
+// `count` values from place `at` on.
+void write(const TeamOutput& to, int64_t at, const float* values, int64_t count) {
+  if (to.mailbox != nullptr) {
+    to.mailbox->write_result(to.layer, to.step, at, values, count);
+  } else {
+    std::copy_n(values, count, to.sums + at);
   }
-  MissResult* result = to.results + at;
-  for (const float value : values) {
-    std::atomic_ref(*result++).store({value, to.step}, std::memory_order_relaxed);
-  }
-}
-
-void tell_ending(const TeamOutput& to) {
-  if (to.ending == nullptr) return;
-  const std::atomic_ref ending(*to.ending);
-  if (ending.load(std::memory_order_relaxed) != to.step) ending.store(to.step, std::memory_order_release);
 }
 
 // In blocks of kDownRows output rows.
@@ -141,7 +131,7 @@ struct alignas(128) CpuTeam::Worker : PrefetchSource {
   QuantizedActivations input;
   std::vector<float> sums;    // of a piece of down, by use: [uses of all jobs, rows]
   std::vector<float> result;  // of the same: [tokens, rows]
-  int64_t waiting_ns = 0;   // of the run() under way
+  int64_t waiting_ns = 0;     // of the run() under way
   std::atomic<int64_t> waited_ns = 0;
 };
 
@@ -248,7 +238,7 @@ bool CpuTeam::compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece,
   }
   const int64_t stride = jobs.kernel().layout().hidden;
   for (int64_t token = 0; token < tokens; ++token) {
-    write(result, token * stride + first, {worker.result.data() + token * rows, static_cast<size_t>(rows)});
+    write(result, token * stride + first, worker.result.data() + token * rows, rows);
   }
   return true;
 }
@@ -326,7 +316,7 @@ CpuTeam::Outcome CpuTeam::run(int index, const CpuJobs& jobs, const TeamInput& x
   for (WorkPiece piece; worker.down.next(piece);) {
     if (!compute_down(worker, jobs, piece, tokens, result, layer)) return Outcome::abandoned;
   }
-  tell_ending(result);
+  if (result.mailbox != nullptr) result.mailbox->publish_ending(result.layer, result.step);
   worker.waited_ns.store(worker.waiting_ns, std::memory_order_relaxed);
   if (!layer_barrier_.arrive(worker.layers)) return Outcome::left;
   layer.reset();

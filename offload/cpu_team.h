@@ -33,13 +33,13 @@ struct TeamInput {
   const float* scales = nullptr;  // of quantized: [tokens, groups]
 };
 
-// [tokens, hidden], in fp32 or as a mailbox has it; then *ending becomes step when a worker finds nothing
-// left to begin.
+// [tokens, hidden] in fp32, or to a layer of a mailbox, which is told that the end is near when a worker
+// finds nothing left to begin.
 struct TeamOutput {
   float* sums = nullptr;
-  MissResult* results = nullptr;
+  const MissMailbox* mailbox = nullptr;
+  int layer = 0;
   uint32_t step = 0;
-  uint32_t* ending = nullptr;
 };
 
 class CpuTeam {

@@ -109,15 +109,14 @@ struct LayerSignals {
 enum class RouterScore { sigmoid, softmax_normalised };
 
 // What the device writes for the CPU, in mapped host memory; x etc. are complete when posted is seen to be
-// step.
+// step. The first three may be null, together.
 struct MissPostTarget {
-  std::int8_t* x =
-      nullptr;  // [tokens, hidden]: the residual times the norm's weight; or null, as the next two
+  std::int8_t* x = nullptr;   // [tokens, hidden]: the residual times the norm's weight, quantized
   float* x_scales = nullptr;  // [tokens, hidden / group]
   float* factors = nullptr;   // [tokens]: what x is still to be multiplied with to be normed
   int group = 64;             // or 128: values of x with a scale of their own
-  int* experts = nullptr;    // [tokens, k]
-  float* weights = nullptr;  // [tokens, k]
+  int* experts = nullptr;     // [tokens, k]
+  float* weights = nullptr;   // [tokens, k]
   unsigned* posted = nullptr;
 };
 

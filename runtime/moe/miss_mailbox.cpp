@@ -109,6 +109,19 @@ uint32_t MissMailbox::done(int layer) const {
   return std::atomic_ref(*slot(layer).done).load(std::memory_order_acquire);
 }
 
+void MissMailbox::write_result(int layer, uint32_t step, int64_t at, const float* values,
+                               int64_t count) const {
+  MissResult* const result = slot(layer).result + at;
+  for (int64_t i = 0; i < count; ++i) {
+    std::atomic_ref(result[i]).store({values[i], step}, std::memory_order_relaxed);
+  }
+}
+
+void MissMailbox::publish_ending(int layer, uint32_t step) const {
+  const std::atomic_ref ending(*slot(layer).ending);
+  if (ending.load(std::memory_order_relaxed) != step) ending.store(step, std::memory_order_release);
+}
+
 void MissMailbox::publish_done(int layer, uint32_t step) const {
   std::atomic_ref(*slot(layer).done).store(step, std::memory_order_release);
 }

@@ -85,6 +85,9 @@ class MissMailbox {
   // Likewise; of an expected post, which has one token, step and experts are known.
   uint32_t guessed(int layer) const;
   MissPost read_expected(int layer) const;
+  // Of the layer's result, `count` values from value `at` on. Any number of threads, each its own values.
+  void write_result(int layer, uint32_t step, int64_t at, const float* values, int64_t count) const;
+  void publish_ending(int layer, uint32_t step) const;  // by whoever comes first; more often does no harm
   void publish_done(int layer, uint32_t step) const;
   uint32_t done(int layer) const;
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -15,6 +14,7 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/moe/miss_mailbox.h"
+#include "tests/kernels/check_cuda.h"
 
 using namespace lighter;
 using namespace lighter::kernels;
@@ -26,12 +26,6 @@ constexpr int kPositions = 3;
 constexpr int kLayer = 7;
 
 int failures = 0;
-
-void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::printf("CUDA: %s\n", cudaGetErrorString(error));
-  std::exit(1);
-}
 
 void expect(bool condition, const char* what) {
   std::printf("%s: %s\n", condition ? "ok" : "FAILED", what);

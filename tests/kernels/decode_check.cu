@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <random>
 #include <string>
@@ -14,18 +13,13 @@
 
 #include "runtime/kernels/decode.h"
 #include "runtime/kernels/decode_attention.h"
+#include "tests/kernels/check_cuda.h"
 
 using namespace lighter::kernels;
 
 namespace {
 
 int failures = 0;
-
-void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::printf("CUDA: %s\n", cudaGetErrorString(error));
-  std::exit(1);
-}
 
 std::mt19937 engine(std::random_device{}());
 

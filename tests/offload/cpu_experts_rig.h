@@ -34,6 +34,15 @@ struct Model {
     for (int part = 0; part < slices_each; ++part) jobs.add_job(id, slice(expert, part), {0, kWidth});
   }
 
+  // The same for one token; of a negative expert: none.
+  CpuJobs jobs_of(int expert, float in_weight = 1) const {
+    CpuJobs jobs;
+    jobs.clear(kernel);
+    const TokenUse use{0, in_weight, 1};
+    if (expert >= 0) add(jobs, expert, {&use, 1});
+    return jobs;
+  }
+
   CpuSliceKernel kernel;
   int slices_each;
   std::vector<std::unique_ptr<RandomSlice>> slices;

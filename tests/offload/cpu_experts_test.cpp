@@ -79,10 +79,7 @@ TEST_CASE(
     for (int part = 0; part < 5; ++part) {
       model.kernel.accumulate(model.slice(0, part), x.data(), 1, expected.data(), scratch);
     }
-    CpuJobs jobs;
-    jobs.clear(model.kernel);
-    const TokenUse use;
-    model.add(jobs, 0, {&use, 1});
+    const CpuJobs jobs = model.jobs_of(0);
     for (const int threads : {1, 2, 3, 5}) {
       CAPTURE(threads);
       CpuExperts cpu(with_threads(threads));
@@ -246,10 +243,7 @@ TEST_CASE("a batch whose worker dies ends with an error, and the next one works"
   };
   CpuExperts cpu(options), other(with_threads(1));
   const auto x = normal(kHidden, 1, 8401);
-  CpuJobs jobs;
-  jobs.clear(model.kernel);
-  const TokenUse use;
-  model.add(jobs, 0, {&use, 1});
+  const CpuJobs jobs = model.jobs_of(0);
   const auto begin = Clock::now();
   CHECK(test::message_of<DeviceError>([&] { computed(cpu, jobs, x); }) ==
         "worker 2 of the CPU's experts failed: no more");

@@ -158,11 +158,7 @@ TEST_CASE(
         if (told > 1) std::this_thread::sleep_for(std::chrono::microseconds(random() % 60));
         gpu.post(layer, step, x, {expert}, 0.75f);
         REQUIRE(gpu.done(layer, step));
-        CpuJobs jobs;
-        jobs.clear(model.kernel);
-        const TokenUse use{0, 0.75f, 1};
-        if (expert >= 0) model.add(jobs, expert, {&use, 1});
-        wrong += gpu.result(layer, x.size()) != computed(batch, jobs, x);
+        wrong += gpu.result(layer, x.size()) != computed(batch, model.jobs_of(expert, 0.75f), x);
         right += layer > 0 && told > 0 && expert >= 0 && expected == expert;
       }
     }
@@ -183,10 +179,7 @@ TEST_CASE("layers that are posted before the ones before are done are computed o
     if (step > 0 && worker == layer % 2) std::this_thread::sleep_for(std::chrono::milliseconds(3));
   };
   CpuExperts cpu(options), batch(with_threads(1));
-  CpuJobs jobs;
-  jobs.clear(model.kernel);
-  const TokenUse use;
-  model.add(jobs, 0, {&use, 1});
+  const CpuJobs jobs = model.jobs_of(0);
   cpu.start_polling(gpu.mailbox(), jobs_of(model), 1);
   int wrong = 0;
   for (uint32_t step = 1; step < 10; ++step) {
@@ -231,11 +224,7 @@ TEST_CASE("a result is whole, and the next layer may be posted, though a worker 
   gpu.post(2, 1, x[2], {0}, 1);
   REQUIRE(gpu.done(2, 1));
   for (int layer = 0; layer < 3; ++layer) {
-    CpuJobs jobs;
-    jobs.clear(model.kernel);
-    const TokenUse use;
-    model.add(jobs, layer % 2, {&use, 1});
-    CHECK(gpu.result(layer, kHidden) == computed(batch, jobs, x[layer]));
+    CHECK(gpu.result(layer, kHidden) == computed(batch, model.jobs_of(layer % 2), x[layer]));
   }
   cpu.stop_polling();
   CHECK(cpu.counters().layers == 3);
@@ -246,10 +235,7 @@ TEST_CASE("polling goes on where it was told to after a batch and a pause") {
   FakeGpu gpu({2, 1, kHidden, 1, 128});
   CpuExperts cpu(with_threads(2));
   const auto x = normal(kHidden, 1, 7501);
-  CpuJobs jobs;
-  jobs.clear(model.kernel);
-  const TokenUse use;
-  model.add(jobs, 0, {&use, 1});
+  const CpuJobs jobs = model.jobs_of(0);
   const auto expected = computed(cpu, jobs, x);
   for (const uint32_t first : {1u, 4u, 0xFFFFFFFFu}) {
     for (int layer = 0; layer < 2; ++layer) {  // of an earlier step: nobody must serve it
