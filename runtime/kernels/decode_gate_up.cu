@@ -184,8 +184,7 @@ __global__ void __launch_bounds__(kRowWarps<Columns> * 32, 2)
   extern __shared__ __align__(128) std::byte shared[];
   const int block = blockIdx.x;
   if (block < roles.routing - roles.guessing) {
-    route<kRowWarps<Columns>>(roles.router, shared, &roles.signals->lists, block,
-                              roles.routing - roles.guessing);
+    route<kRowWarps<Columns>>(roles.router, shared, &roles.signals->lists, block);
   } else if (Paged && block < roles.routing) {
     guess_next<kRowWarps<Columns>>(roles.router, shared);
   } else if (Paged && block < roles.routing + roles.host) {
@@ -243,7 +242,8 @@ void run_gate_up(const DecodeGateUp& g, void* stream) {
   host.list = g.host_list;
   host.out = g.host_out;
   roles.host = host_blocks_of(g);
-  const int64_t bytes = std::max<int64_t>(a.stream.bytes() + rest, sizeof(RouterScratch));
+  const int64_t bytes =
+      std::max(a.stream.bytes() + rest, g.router == nullptr ? 0 : RouterRoom::bytes(*g.router));
   const int workers = workers_of(g);
   const bool paged = a.routing_first || roles.host > 0;
   launch(paged ? gate_up_kernel<F, B, Columns, true> : gate_up_kernel<F, B, Columns, false>,

@@ -1,5 +1,5 @@
-// Routing by a few blocks: each scores some of the experts; the last one to finish chooses, and lists where
-// the chosen experts' slices are.
+// Routing by a few blocks: each scores some of the experts, and one posts x to the CPU; the last one to finish
+// chooses, and lists where the chosen experts' slices are.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,13 +16,10 @@ namespace lighter::kernels {
 constexpr int kMostRouterBlocks = 16;
 constexpr int kScored = 4;  // experts of a block, where that is enough
 constexpr int kMostScored = kMostDecodeExperts / kMostRouterBlocks;
-// Of a row, that a thread of so many has before the previous kernel has ended.
-template <int Threads>
-constexpr int kAheadQuads = (1280 + Threads - 1) / Threads;
 static_assert(kMostDecodeTokens == 1);
 
-// Shared memory of a routing block.
-struct RouterScratch {
+// Shared memory of a routing block; what RouterRoom says lies behind it.
+struct __align__(16) RouterScratch {
   float partial[kStreamWarps][1 + kMostScored];  // sum of squares, then the experts' dot products
   float logits[kMostDecodeExperts];
   float weights[kMostDecodeExperts];
@@ -30,9 +27,58 @@ struct RouterScratch {
   bool last;
 };
 
-inline int router_blocks(const DecodeRouter& r) {
+// What a routing block brings close while the kernels before it run, and the residual stream; but for the tables
+// a thread reads what it has copied itself. In registers the loop over it would have to be unrolled, and
+// instructions that run but once have to come from afar.
+struct RouterRoom {
+  float4* residual;           // [hidden / 4]
+  uint2* norm;                // likewise
+  uint2* rows;                // [rows_of(), hidden / 4]: of the router, the first that this block scores
+  const std::byte** tables;   // device, then host; where they are too large, null
+
+  // Tables of more slices are read where they are.
+  static constexpr int kMostSlices = 1024;
+  __host__ __device__ static int slices_of(const DecodeRouter& r) {
+    return r.experts * r.slices <= kMostSlices ? r.experts * r.slices : 0;
+  }
+  // With more the block would need more shared memory than its kernel's others do, and keep the next kernel out.
+  __host__ __device__ static int rows_of(const DecodeRouter& r) {
+    return r.hidden <= 6144 ? kScored : kScored / 2;
+  }
+  __host__ __device__ static int64_t bytes(const DecodeRouter& r) {
+    return static_cast<int64_t>(sizeof(RouterScratch)) + r.hidden / 4 * (16 + 8 + 8 * rows_of(r)) +
+           16 * slices_of(r);
+  }
+  __device__ RouterRoom(std::byte* memory, const DecodeRouter& r) {
+    const int quads = static_cast<int>(r.hidden / 4);
+    residual = reinterpret_cast<float4*>(memory + sizeof(RouterScratch));
+    norm = reinterpret_cast<uint2*>(residual + quads);
+    rows = norm + quads;
+    tables = slices_of(r) == 0 ? nullptr : reinterpret_cast<const std::byte**>(rows + rows_of(r) * quads);
+  }
+};
+
+// Copies that go on by themselves, until await_copies() of the same thread.
+template <int Bytes>
+__device__ inline void copy_ahead(void* to, const void* from) {
+  static_assert(Bytes == 8 || Bytes == 16);
+  if constexpr (Bytes == 16) {  // not by way of the first-level cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_shared(to)), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to_shared(to)), "l"(from) : "memory");
+  }
+}
+__device__ inline void await_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__host__ __device__ inline int scoring_blocks(const DecodeRouter& r) {
   const int blocks = (r.experts + kScored - 1) / kScored;
   return blocks < kMostRouterBlocks ? blocks : kMostRouterBlocks;
+}
+// The last one posts x, which would keep the others.
+__host__ __device__ inline int router_blocks(const DecodeRouter& r) {
+  return scoring_blocks(r) + (r.post.x != nullptr);
 }
 
 __device__ inline float warp_sum(float value) {
@@ -152,13 +198,17 @@ __device__ inline void post(const DecodeRouter& r, const RouterScratch& scratch,
   if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.post.posted) = *r.step;
 }
 
-// One warp: the slices of the chosen experts, ascending, into the lists.
-__device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& scratch, int lane) {
+// One warp: the slices of the chosen experts, ascending, into the lists. share: *zero_copy_share.
+__device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& scratch, const RouterRoom& room,
+                                   unsigned share, int lane) {
+  const std::byte* const* const device_table = room.tables != nullptr ? room.tables : r.device_table;
+  const std::byte* const* const host_table =
+      room.tables != nullptr ? room.tables + r.experts * r.slices : r.host_table;
   int residents = 0, missed = 0, position = 0;
   // How many are missed decides how many of them the GPU reads from host memory, so count first.
   for (int pass = 0; pass < 2; ++pass) {
     const int groups_here =
-        r.zero_copy == nullptr ? 0 : zero_copy_groups(missed * r.groups_per_slice, *r.zero_copy_share);
+        r.zero_copy == nullptr ? 0 : zero_copy_groups(missed * r.groups_per_slice, share);
     const int zero_copied = (groups_here + r.groups_per_slice - 1) / r.groups_per_slice;
     if (pass == 1 && lane == 0) {
       r.resident->jobs = residents;
@@ -176,7 +226,7 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
         for (int first = 0; first < r.slices; first += 32) {
           const int slice = first + lane;
           const bool there = slice < r.slices;
-          const std::byte* const address = there ? r.device_table[expert * r.slices + slice] : nullptr;
+          const std::byte* const address = there ? device_table[expert * r.slices + slice] : nullptr;
           const unsigned in_residents = __ballot_sync(~0u, address != nullptr);
           const unsigned in_missed = __ballot_sync(~0u, there && address == nullptr);
           const unsigned before = (1u << lane) - 1;
@@ -190,7 +240,7 @@ __device__ inline void list_slices(const DecodeRouter& r, const RouterScratch& s
             if (mine) {
               const std::byte* const from = r.arrivals.slots != nullptr
                                                 ? r.arrivals.slots + miss * r.arrivals.slot_bytes
-                                                : r.host_table[expert * r.slices + slice];
+                                                : host_table[expert * r.slices + slice];
               r.zero_copy->entries[miss] = {from, expert, here};
             }
             if (r.computed != nullptr) r.computed[here] = address != nullptr || mine;
@@ -256,72 +306,66 @@ __device__ void guess_next(const DecodeRouter& r, std::byte* memory) {
   if (lane == 0) *reinterpret_cast<volatile unsigned*>(r.guess.posted) = *r.step;
 }
 
-// Block `block` of `blocks`, of Warps warps. Sets *lists to 1 when the lists and weights are there.
+// Block `block` of router_blocks(), of Warps warps. Sets *lists to 1 when the lists and weights are there.
 template <int Warps>
-__device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists, int block, int blocks) {
-  constexpr int threads = Warps * 32, ahead = kAheadQuads<threads>;
+__device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists, int block) {
+  constexpr int threads = Warps * 32;
   auto& scratch = *reinterpret_cast<RouterScratch*>(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = static_cast<int>(r.hidden / 4);
-  const int scored = (r.experts - block + blocks - 1) / blocks;  // experts block, block + blocks, ...
+  const int scorers = scoring_blocks(r);
+  const bool posts = block == scorers;
+  // Experts block, block + scorers, ...
+  const int scored = posts ? 0 : (r.experts - block + scorers - 1) / scorers;
   const auto* const rows = static_cast<const uint2*>(r.weight) + static_cast<int64_t>(block) * quads;
-  const int64_t stride = static_cast<int64_t>(blocks) * quads;
+  const int64_t stride = static_cast<int64_t>(scorers) * quads;
   const auto* const norm = static_cast<const uint2*>(r.input.weight);
   const auto* const residual = reinterpret_cast<const float4*>(r.input.residual);
+  const RouterRoom room(memory, r);
+  const int rows_here = min(scored, RouterRoom::rows_of(r));
   // What does not depend on the step's earlier kernels, before those have ended.
-  uint2 norm_ahead[ahead], row_ahead[ahead][kScored];
-#pragma unroll
-  for (int j = 0; j < ahead; ++j) {
-    const int i = threadIdx.x + j * threads;
-    norm_ahead[j] = i < quads ? norm[i] : uint2{};
-#pragma unroll
-    for (int e = 0; e < kScored; ++e) {
-      row_ahead[j][e] = i < quads && e < scored ? rows[e * stride + i] : uint2{};
-    }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < quads; i += threads) {
+    copy_ahead<8>(room.norm + i, norm + i);
+    for (int e = 0; e < rows_here; ++e) copy_ahead<8>(room.rows + e * quads + i, rows + e * stride + i);
   }
-  for (int e = 0; e < scored; ++e) fetch_ahead(rows + e * stride, r.hidden * 2);
-  if (block == 0) {
-    fetch_ahead(norm, r.hidden * 2);
+  for (int e = rows_here; e < scored; ++e) fetch_ahead(rows + e * stride, r.hidden * 2);
+  if (room.tables != nullptr) {
+    const int slices = r.experts * r.slices;
+    for (int i = threadIdx.x; i < slices; i += threads) {
+      copy_ahead<8>(room.tables + i, r.device_table + i);
+      if (r.zero_copy != nullptr) copy_ahead<8>(room.tables + slices + i, r.host_table + i);
+    }
+  } else if (block == 0) {
     const int64_t table_bytes = static_cast<int64_t>(r.experts) * r.slices * 8;
     fetch_ahead(r.device_table, table_bytes);
     if (r.zero_copy != nullptr) fetch_ahead(r.host_table, table_bytes);
   }
+  const unsigned share = r.zero_copy == nullptr ? 0 : __ldcg(r.zero_copy_share);
   wait_for_previous_kernel();
 
   const int forced = r.forced != nullptr && lane < r.k ? __ldcg(r.forced + lane) : 0;
+  for (int i = threadIdx.x; i < quads; i += threads) copy_ahead<16>(room.residual + i, residual + i);
+  await_copies();
   // The norm's factor is the same for all values, so neither the dot products nor the CPU's x need wait for
   // it.
   float squares = 0, dots[kMostScored] = {};
-  const auto add = [&](int i, float4 v, uint2 packed_norm, const auto& row) {
-    const float4 n = bf16x4(packed_norm);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < quads; i += threads) {
+    float4 v = room.residual[i];
+    const float4 n = bf16x4(room.norm[i]);
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     v.x *= n.x;
     v.y *= n.y;
     v.z *= n.z;
     v.w *= n.w;
-    if (r.post.x != nullptr && i / threads % blocks == block) post_x(r.post, i, v);
+    if (posts) post_x(r.post, i, v);
 #pragma unroll
     for (int e = 0; e < kMostScored; ++e) {
       if (e >= scored) break;
-      const float4 w = bf16x4(row(e));
+      const float4 w = bf16x4(e < rows_here ? room.rows[e * quads + i] : rows[e * stride + i]);
       dots[e] += v.x * w.x + v.y * w.y + v.z * w.z + v.w * w.w;
     }
-  };
-  float4 values[ahead];
-#pragma unroll
-  for (int j = 0; j < ahead; ++j) {
-    const int i = threadIdx.x + j * threads;
-    values[j] = i < quads ? __ldcg(residual + i) : float4{};
-  }
-#pragma unroll
-  for (int j = 0; j < ahead; ++j) {
-    const int i = threadIdx.x + j * threads;
-    if (i >= quads) break;
-    add(i, values[j], norm_ahead[j],
-        [&](int e) { return e < kScored ? row_ahead[j][e] : rows[e * stride + i]; });
-  }
-  for (int i = threadIdx.x + ahead * threads; i < quads; i += threads) {
-    add(i, __ldcg(residual + i), norm[i], [&](int e) { return rows[e * stride + i]; });
   }
   squares = warp_sum(squares);
   if (lane == 0) scratch.partial[warp][0] = squares;
@@ -340,12 +384,12 @@ __device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists,
   };
   const float unit = rsqrtf(total(0) / static_cast<float>(r.hidden) + r.input.eps);
   if (static_cast<int>(threadIdx.x) < scored) {
-    __stcg(r.logits + block + threadIdx.x * blocks, unit * total(1 + threadIdx.x));
+    __stcg(r.logits + block + threadIdx.x * scorers, unit * total(1 + threadIdx.x));
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();  // for the whole block, whose writes the barrier has put before it
-    scratch.last = atomicAdd(r.arrived, 1) + 1 == static_cast<unsigned>(blocks);
+    scratch.last = atomicAdd(r.arrived, 1) + 1 == static_cast<unsigned>(router_blocks(r));
     if (scratch.last) *r.arrived = 0;
   }
   __syncthreads();
@@ -361,9 +405,8 @@ __device__ void route(const DecodeRouter& r, std::byte* memory, unsigned* lists,
   allow_next_kernel();
   if (warp == 1 && r.post.posted != nullptr) post(r, scratch, unit, lane);
   if (warp != 0) return;
-  list_slices(r, scratch, lane);
-  __threadfence();
-  __syncwarp();
+  list_slices(r, scratch, room, share, lane);
+  __syncwarp();  // the release is for all lanes
   if (lane != 0) return;
   store_release(lists, 1);
   if (r.times != nullptr) note_time(&r.times->routed);
