@@ -49,6 +49,7 @@ class PunctualWorker : public MissWorkers {
     stopping_ = true;
     if (thread_.joinable()) thread_.join();
   }
+  bool idle() const override { return true; }
   MissWorkersCounters counters() const override { return {}; }
   std::vector<MissSpan> latest_spans() const override { return {}; }
 

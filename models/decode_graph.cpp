@@ -65,9 +65,10 @@ class CudaDecodeGraph : public DecodeGraph {
         expected_(sharing.expected),
         zero_copies_(!shape.all_resident &&
                      (sharing.workers == nullptr || sharing.follow || sharing.device_share > 0)),
-        // Copies that a fetcher has begun for a step end with it. And the layer that the device posts next,
-        // and what it guesses meanwhile, must be other ones than that which a late worker is still at.
-        goes_ahead_((shape.all_resident || (!shape.fetches && shape.experts.layers > 2)) &&
+        // Copies that a fetcher has begun for a step end with it. And while a worker who has lost its core
+        // keeps a layer from being done whose result is whole, the device posts the one after the next, and
+        // guesses the one behind it: these must be other ones.
+        goes_ahead_((shape.all_resident || (!shape.fetches && shape.experts.layers > 3)) &&
                     (executor == nullptr || executor->places_stay())),
         stream_(static_cast<cudaStream_t>(device.compute_stream().native_handle())) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.bytes(), stream_), "clearing");
@@ -185,7 +186,7 @@ class CudaDecodeGraph : public DecodeGraph {
   }
 
   // Beside polling workers the waiting thread sleeps: with every core busy the system now and then puts off a
-  // worker, for whom all the others wait.
+  // worker.
   void await(unsigned step) {
     if (working_) {
       check(cudaEventSynchronize(ended_[slot_of(step)]), "running");
@@ -217,15 +218,23 @@ class CudaDecodeGraph : public DecodeGraph {
     workers_->stop();
   }
 
-  // The device waits for results, not for workers: a fetcher may still be at a layer without misses, and a
-  // worker who came too late to take any work may still list the last layer's. They must not look into the
-  // next step's places and shares.
+  // The device waits for results, not for workers, who may still be at a step's last two layers, and must not
+  // look into the next step's places and shares.
   void await_workers(unsigned step) {
     if (!working_) return;
-    const int last = shape_.experts.layers - 1;
+    for (int layer = std::max(0, shape_.experts.layers - 2); layer < shape_.experts.layers; ++layer) {
+      await_workers_until(layer, [&] { return step_reached(mailbox_->done(layer), step); });
+    }
+  }
+  // Then a worker may still list a layer to which it has come too late.
+  void await_idle_workers() {
+    if (working_) await_workers_until(shape_.experts.layers - 1, [&] { return workers_->idle(); });
+  }
+  template <typename Ready>
+  void await_workers_until(int layer, const Ready& ready) {
     const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(kernels::kWaitLimitMs);
-    while (!step_reached(mailbox_->done(last), step)) {
-      if (std::chrono::steady_clock::now() > limit) throw_late(last);
+    while (!ready()) {
+      if (std::chrono::steady_clock::now() > limit) throw_late(layer);
       std::this_thread::yield();
     }
   }
@@ -251,6 +260,7 @@ class CudaDecodeGraph : public DecodeGraph {
   void update_places() {
     if (executor_ == nullptr || (places_.version != 0 && places_.version == executor_->places_version()))
       return;
+    await_idle_workers();
     const bool first = places_.version == 0;
     places_ = executor_->slice_places();
     const auto upload = [&](const std::vector<const std::byte*>& from, const std::byte** to) {
@@ -376,7 +386,7 @@ class CudaDecodeGraph : public DecodeGraph {
   MissWorkers* const workers_;
   std::optional<MissMailbox> mailbox_;
   ShareControl share_;
-  unsigned device_shares_[kStepsAtOnce] = {};  // of the steps in their slots
+  std::atomic<unsigned> device_shares_[kStepsAtOnce] = {};  // of the steps in their slots
   const bool guesses_;
   const RoutingSchedule expected_;
   bool working_ = false;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -33,6 +34,19 @@ int threads_of(const CpuExpertsOptions& options) {
                     std::to_string(CpuExperts::kMostThreads));
 }
 
+// As long as it lives the worker looks something up. Sequentially consistent with CpuTeam::next_is_over():
+// after a layer was seen to be over no worker does so for it.
+class Looking {
+ public:
+  explicit Looking(std::atomic<bool>& flag) : flag_(flag) { flag_.store(true, std::memory_order_seq_cst); }
+  ~Looking() { flag_.store(false, std::memory_order_release); }
+  Looking(const Looking&) = delete;
+  Looking& operator=(const Looking&) = delete;
+
+ private:
+  std::atomic<bool>& flag_;
+};
+
 void check_tokens(int64_t tokens, int64_t most) {
   if (tokens >= 0 && tokens <= most) return;
   throw DeviceError("the GPU posted " + std::to_string(tokens) + " tokens to a mailbox for " +
@@ -44,9 +58,9 @@ void check_tokens(int64_t tokens, int64_t most) {
 struct CpuExperts::Parts {
   // The arena's workers never leave it while they poll, so oneTBB must be free to make more threads for other
   // arenas. The least of all such settings counts, so every executor allows the same.
-  Parts(int threads, int64_t prefetch_bytes)
+  Parts(int threads, const CpuExpertsOptions& options)
       : more_threads(tbb::global_control::max_allowed_parallelism, kThreadsAllowed),
-        team(threads, prefetch_bytes),
+        team(threads, options.prefetch_bytes, options.on_piece),
         arena(threads, 0) {}
 
   tbb::global_control more_threads;
@@ -56,25 +70,25 @@ struct CpuExperts::Parts {
 
 struct CpuExperts::Polling {
   Polling(const MissMailbox& box, MakeCpuJobs make, uint32_t step, int workers)
-      : mailbox(box), make_jobs(std::move(make)), first_step(step), seen_ns(workers) {}
+      : mailbox(box), make_jobs(std::move(make)), first_step(step), workers(workers) {}
 
-  // When a worker saw a layer's post: of two, since some may be at the next one while others still are at
-  // this.
-  struct alignas(64) Seen {
-    std::atomic<int64_t> ns[2] = {0, 0};
+  struct alignas(64) Worker {
+    std::atomic<bool> looks = false;  // something up: what is posted, and what make_jobs() refers to
+    CpuJobs jobs, expected_jobs;
+    uint32_t step = 0;  // that it has left last, and the layer
+    int layer = 0;
+    bool expected = false;
+    int64_t seen_ns = 0;  // when it saw the layer's post
   };
-  int parity(uint32_t step, int layer) const {
-    return static_cast<int>((step * static_cast<uint32_t>(mailbox.shape().layers) + layer) % 2);
-  }
 
   const MissMailbox mailbox;
   const MakeCpuJobs make_jobs;
   const uint32_t first_step;
-  std::vector<Seen> seen_ns;
+  std::deque<Worker> workers;
 };
 
 CpuExperts::CpuExperts(const CpuExpertsOptions& options)
-    : options_(options), parts_(std::make_unique<Parts>(threads_of(options), options.prefetch_bytes)) {
+    : options_(options), parts_(std::make_unique<Parts>(threads_of(options), options)) {
   const auto allowed = tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism);
   if (allowed > static_cast<size_t>(threads())) return;
   throw ConfigError("oneTBB is held to " + std::to_string(allowed) + " threads, but the CPU's experts need " +
@@ -92,10 +106,14 @@ int CpuExperts::threads() const {
   return parts_->team.workers();
 }
 
+void CpuExperts::check_idle() {
+  std::lock_guard lock(mutex_);
+  if (running_ > 0) throw DeviceError("the CPU's experts are busy; end what was started first");
+}
+
 void CpuExperts::launch(std::function<void(int worker)> work, std::function<void()> on_end) {
   {
     std::lock_guard lock(mutex_);
-    if (running_ > 0) throw DeviceError("the CPU's experts are busy; end what was started first");
     running_ = threads();
     on_end_ = std::move(on_end);
     failure_.clear();
@@ -141,6 +159,7 @@ void CpuExperts::rethrow() {
 void CpuExperts::start(const CpuJobs& jobs, const float* x, int64_t tokens, float* result,
                        std::function<void()> on_end) {
   if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling; stop_polling() first");
+  check_idle();
   parts_->team.reserve_for(jobs);
   const auto work = [this, &jobs, x, tokens, result](int worker) {
     if (options_.on_begin) options_.on_begin(worker, 0, 0);
@@ -161,17 +180,13 @@ void CpuExperts::run(const CpuJobs& jobs, const float* x, int64_t tokens, float*
 
 void CpuExperts::start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs, uint32_t first_step) {
   if (polling_ != nullptr) throw DeviceError("the CPU's experts are polling already");
+  check_idle();
   const auto& shape = mailbox.shape();
   parts_->team.reserve(shape.tokens * shape.experts_per_token * options_.expert_width);
   spans_.assign(static_cast<size_t>(shape.layers), {});
   auto polling = std::make_unique<Polling>(mailbox, std::move(make_jobs), first_step, threads());
   std::swap(polling_, polling);
-  try {
-    launch([this](int worker) { poll(worker); });
-  } catch (...) {
-    polling_ = nullptr;
-    throw;
-  }
+  launch([this](int worker) { poll(worker); });
   const auto deadline = std::chrono::steady_clock::now() + kTimeToWake;
   while (awake_ < threads()) {
     if (std::chrono::steady_clock::now() > deadline) {
@@ -199,19 +214,33 @@ void CpuExperts::stop_polling() {
   rethrow();
 }
 
-bool CpuExperts::wait_for_post(int worker, int layer, uint32_t step, CpuJobs& expected) const {
+bool CpuExperts::idle() const {
+  return std::none_of(polling_->workers.begin(), polling_->workers.end(), [](const Polling::Worker& worker) {
+    return worker.looks.load(std::memory_order_seq_cst);
+  });
+}
+
+// False: there is nothing more to come.
+bool CpuExperts::wait_for_post(int index, int layer, uint32_t step) {
   const MissMailbox& mailbox = polling_->mailbox;
+  CpuTeam& team = parts_->team;
+  Polling::Worker& worker = polling_->workers[index];
   // What is expected of the first layer would be of a step that nobody has asked for.
   bool expects = layer == 0;
   for (uint32_t turns = 0;; spin(turns)) {
+    if (team.abandoned()) return false;
     if (step_reached(mailbox.posted(layer), step)) return true;
-    if (stopping_.load(std::memory_order_relaxed) || parts_->team.abandoned()) return false;
+    if (stopping_.load(std::memory_order_relaxed)) return false;
+    if (team.help(index)) end_layer(index);
     if (!expects && mailbox.guessed(layer) == step) {
-      polling_->make_jobs(layer, mailbox.read_expected(layer), expected);
-      parts_->team.expect(worker, expected);
       expects = true;
+      const Looking looking(worker.looks);
+      if (team.next_is_over(index)) continue;
+      polling_->make_jobs(layer, mailbox.read_expected(layer), worker.expected_jobs);
+      if (team.next_is_over(index)) continue;
+      team.expect(index, worker.expected_jobs);
     }
-    parts_->team.ask_ahead(worker);
+    team.ask_ahead(index);
   }
 }
 
@@ -223,60 +252,82 @@ bool CpuExperts::was_expected(int layer, const MissPost& post) const {
 }
 
 void CpuExperts::poll(int worker) {
-  Polling& polling = *polling_;
-  CpuTeam& team = parts_->team;
-  CpuJobs jobs, expected_jobs;
-  for (uint32_t step = polling.first_step;; ++step) {
-    for (int layer = 0; layer < polling.mailbox.shape().layers; ++layer) {
-      if (!wait_for_post(worker, layer, step, expected_jobs)) {
-        team.abandon();  // those that have seen a later post must not wait for this one
+  for (uint32_t step = polling_->first_step;; ++step) {
+    for (int layer = 0; layer < polling_->mailbox.shape().layers; ++layer) {
+      if (!wait_for_post(worker, layer, step)) {
+        parts_->team.abandon();  // those that have seen a later post must not wait for this one
         return;
       }
-      polling.seen_ns[worker].ns[polling.parity(step, layer)].store(now_ns(), std::memory_order_relaxed);
-      const MissPost post = polling.mailbox.read(layer);
-      bool expected = false;
-      auto outcome = CpuTeam::Outcome::abandoned;
       try {
-        if (options_.on_begin) options_.on_begin(worker, step, layer);
-        check_tokens(post.tokens, polling.mailbox.shape().tokens);
-        polling.make_jobs(layer, post, jobs);
-        // A GPU that has waited too long for a layer posts it again in the next step. Others may have listed
-        // what it had posted before.
-        if (const uint32_t now = polling.mailbox.posted(layer); post.step != step || now != step) {
-          throw DeviceError("the GPU has gone on to step " + std::to_string(now));
-        }
-        expected = was_expected(layer, post);
-        outcome = team.run(worker, jobs, {.quantized = post.x, .scales = post.x_scales}, post.tokens,
-                           {.mailbox = &polling.mailbox, .layer = layer, .step = step}, expected);
-        if (outcome == CpuTeam::Outcome::abandoned) {
-          fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
-          return;
-        }
+        if (!serve(worker, layer, step)) return;
       } catch (const std::exception& error) {
         throw DeviceError("at " + place_of(step, layer) + ": " + error.what());
-      }
-      if (outcome == CpuTeam::Outcome::left_last) {
-        polling.mailbox.publish_done(layer, step);
-        if (!jobs.jobs().empty()) count_layer(step, layer, jobs, expected);
       }
     }
   }
 }
 
-void CpuExperts::count_layer(uint32_t step, int layer, const CpuJobs& jobs, bool expected) {
-  const int64_t now = now_ns();
-  int64_t seen = now, waited = 0;
-  for (int worker = 0; worker < threads(); ++worker) {
-    const auto& seen_ns = polling_->seen_ns[worker].ns[polling_->parity(step, layer)];
-    seen = std::min(seen, seen_ns.load(std::memory_order_relaxed));
-    waited += parts_->team.waited_ns(worker);
+// A worker comes here late, too, when the others have done the layer, and the GPU may be writing what belongs
+// to later steps. As long as the layer is not done nothing changes of what is looked up. False: the team was
+// abandoned.
+bool CpuExperts::serve(int index, int layer, uint32_t step) {
+  const MissMailbox& mailbox = polling_->mailbox;
+  CpuTeam& team = parts_->team;
+  Polling::Worker& worker = polling_->workers[index];
+  if (options_.on_begin) options_.on_begin(index, step, layer);
+  worker.seen_ns = now_ns();
+  const Looking looking(worker.looks);
+  const auto is_late = [&] {
+    if (!team.next_is_over(index)) return false;
+    team.skip(index);
+    return true;
+  };
+  if (is_late()) return true;
+  const MissPost post = mailbox.read(layer);
+  check_tokens(post.tokens, mailbox.shape().tokens);
+  polling_->make_jobs(layer, post, worker.jobs);
+  // A GPU that has waited too long for a layer posts it again in the next step. Others may have listed what
+  // it had posted before.
+  if (const uint32_t now = mailbox.posted(layer); post.step != step || now != step) {
+    if (is_late()) return true;
+    throw DeviceError("the GPU has gone on to step " + std::to_string(now));
   }
+  worker.step = step;
+  worker.layer = layer;
+  worker.expected = was_expected(layer, post);
+  if (is_late()) return true;  // or else all that has been looked up is right
+  const auto outcome =
+      team.run(index, worker.jobs, {.quantized = post.x, .scales = post.x_scales}, post.tokens,
+               {.mailbox = &mailbox, .layer = layer, .step = step}, worker.expected);
+  if (outcome == CpuTeam::Outcome::late) return true;
+  if (outcome == CpuTeam::Outcome::abandoned) {
+    fail("the CPU's experts were stopped in the midst of " + place_of(step, layer));
+    return false;
+  }
+  if (outcome == CpuTeam::Outcome::completed) end_layer(index);
+  if (!worker.jobs.jobs().empty()) {
+    waited_ns_.fetch_add(team.waited_ns(index) / threads(), std::memory_order_relaxed);
+  }
+  return true;
+}
+
+// By the worker who has completed the layer that it has left last.
+void CpuExperts::end_layer(int index) {
+  const CpuTeam& team = parts_->team;
+  const Polling::Worker& worker = polling_->workers[index];
+  const int64_t now = now_ns();
+  polling_->mailbox.publish_done(worker.layer, worker.step);
+  if (const int missing = team.missing(index); missing >= 0) {
+    throw DeviceError("worker " + std::to_string(missing) + " has not come for " +
+                      std::to_string(CpuTeam::kMostMissingMs) + " ms; it has died or is starved of its core");
+  }
+  if (worker.jobs.jobs().empty()) return;
   layers_.fetch_add(1, std::memory_order_relaxed);
-  if (expected) expected_layers_.fetch_add(1, std::memory_order_relaxed);
-  bytes_.fetch_add(jobs.weight_bytes(), std::memory_order_relaxed);
-  busy_ns_.fetch_add(now - seen, std::memory_order_relaxed);
-  waited_ns_.fetch_add(waited / threads(), std::memory_order_relaxed);
-  spans_[static_cast<size_t>(layer)] = {layer, seen, now};
+  if (worker.expected) expected_layers_.fetch_add(1, std::memory_order_relaxed);
+  bytes_.fetch_add(worker.jobs.weight_bytes(), std::memory_order_relaxed);
+  busy_ns_.fetch_add(now - worker.seen_ns, std::memory_order_relaxed);
+  const std::unique_lock lock(mutex_, std::try_to_lock);  // one that has lost its core may have it
+  if (lock) spans_[static_cast<size_t>(worker.layer)] = {worker.layer, worker.seen_ns, now};
 }
 
 std::vector<MissSpan> CpuExperts::latest_spans() const {

@@ -7,9 +7,10 @@
 //            compute of that, as far as it stays in their caches, while they wait for the layer.
 //   batches  any number of tokens: run(), or start() → wait() with the caller's thread free between them.
 //
-// One of the two at a time. What a worker throws ends the others, leaves the layer unpublished, and is thrown
-// by stop_polling() or wait() as a DeviceError that says where; after that one may start again. Calls come
-// from one thread; counters() from any. The destructor waits for the workers; it does not throw.
+// One of the two at a time. What a worker throws ends the others, and is thrown by stop_polling() or wait()
+// as a DeviceError that says where; after that one may start again. While it polls, a worker that has lost
+// its core keeps nobody waiting (cpu_team.h), but one that does not come back ends the others, too. Calls
+// come from one thread; counters() from any. The destructor waits for the workers; it does not throw.
 #pragma once
 
 #include <atomic>
@@ -35,14 +36,16 @@ struct CpuExpertsOptions {
   // Called by each worker when it has seen a layer posted, or begins its share of a batch (step and layer 0).
   // For tests, which throw or dawdle here.
   std::function<void(int worker, uint32_t step, int layer)> on_begin = {};
+  // Likewise, before each piece of its share.
+  std::function<void(int worker)> on_piece = {};
 };
 
 // Fills in the jobs of a posted layer (cleared with the layer's kernel, by it). Called by every worker for
 // itself, so it must be cheap, thread-safe and give all the same.
 using MakeCpuJobs = std::function<void(int layer, const MissPost& post, CpuJobs& jobs)>;
 
-// Since construction, of polling: what was done, and the time from seeing a post to `done`. bytes / busy_s is
-// the rate at which the CPU reads weights.
+// Since construction, of polling: what was done, and the time from a post to `done`, as seen by the
+// worker who completed the layer. bytes / busy_s is the rate at which the CPU reads weights.
 struct CpuExpertsCounters {
   uint64_t layers = 0;           // that had jobs
   uint64_t layers_expected = 0;  // of these, those with the experts that the GPU had expected
@@ -64,6 +67,9 @@ class CpuExperts {
   // Returns when all workers are awake. Serves the steps from first_step on, none of which may be left out.
   // mailbox's memory and what make_jobs refers to stay until stop_polling() has returned.
   void start_polling(const MissMailbox& mailbox, MakeCpuJobs make_jobs, uint32_t first_step);
+  // While polling: whether no worker looks up what was posted, or what make_jobs refers to. As long as
+  // nothing is posted beyond a layer that is done, it stays so.
+  bool idle() const;
   // Call when no layer is under way. Returns within about a second; throws what the workers met.
   void stop_polling();
 
@@ -87,24 +93,26 @@ class CpuExperts {
   void await_workers();
   void rethrow();
   void fail(const std::string& what);
+  void check_idle();
   void poll(int worker);
-  bool wait_for_post(int worker, int layer, uint32_t step, CpuJobs& expected) const;
+  bool wait_for_post(int worker, int layer, uint32_t step);
+  bool serve(int worker, int layer, uint32_t step);
   bool was_expected(int layer, const MissPost& post) const;
-  void count_layer(uint32_t step, int layer, const CpuJobs& jobs, bool expected);
+  void end_layer(int worker);
 
   const CpuExpertsOptions options_;
   std::unique_ptr<Parts> parts_;
   std::unique_ptr<Polling> polling_;
 
-  std::mutex mutex_;  // guards the next four
+  std::mutex mutex_;  // guards the next five
   std::condition_variable ended_;
   int running_ = 0;
   std::function<void()> on_end_;
   std::string failure_;
+  std::vector<MissSpan> spans_;  // by layer
   std::atomic<int> awake_ = 0;
   alignas(64) std::atomic<bool> stopping_ = false;
 
-  std::vector<MissSpan> spans_;  // by layer; written by the worker that finishes it
   alignas(64) std::atomic<uint64_t> layers_ = 0;
   std::atomic<uint64_t> expected_layers_ = 0;
   std::atomic<uint64_t> bytes_ = 0;

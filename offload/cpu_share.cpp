@@ -56,7 +56,7 @@ void CpuShare::list(const MissWork& work, int layer, const MissPost& post, CpuJo
     missed += static_cast<int>(std::count(slices_of(e), slices_of(e) + grid_.slices, nullptr));
   });
   // The device has the first groups of the missed ones.
-  const unsigned share = work.device_shares[slot_of(post.step)];
+  const unsigned share = work.device_shares[slot_of(post.step)].load(std::memory_order_relaxed);
   int64_t not_mine = kernels::zero_copy_groups(static_cast<int>(missed * (width / group)), share) * group;
   for_posted(post, k, grid_.experts, [&](int e) {
     int id = -1;

@@ -18,6 +18,7 @@ class CpuShare : public MissWorkers {
 
   void start(const MissWork& work, uint32_t first_step) override;
   void stop() override { cpu_.stop_polling(); }
+  bool idle() const override { return cpu_.idle(); }
   MissWorkersCounters counters() const override;
   std::vector<MissSpan> latest_spans() const override { return cpu_.latest_spans(); }
   int threads() const { return cpu_.threads(); }

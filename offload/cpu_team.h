@@ -9,18 +9,23 @@
 // result [tokens, hidden] = sum over jobs of out_weight * down(silu(gate(x * in_weight)) * up(x *
 // in_weight)), in fp32, each value written once. A token's jobs are added in their order, so a result depends
 // neither on the number of workers nor on who computed what. All workers call run() with lists of the same
-// jobs, one after another; nobody begins one before all have left the one before. Whoever does not come must
-// abandon().
+// jobs, layer after layer, or skip() those that are over; whoever does not come any more must abandon().
+//
+// Others do not wait for a worker who has lost its core, unless it was just handing something over. If it was
+// not at work, they take its part; if it was, those who find nothing else to do compute, after some patience,
+// what it had begun as well. When it comes back it learns that the layer is over, and goes on with the one
+// that the others are at.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "offload/cpu_jobs.h"
 #include "offload/spin_barrier.h"
+#include "offload/team_layers.h"
 #include "offload/work_claims.h"
 #include "runtime/moe/miss_mailbox.h"
 
@@ -44,13 +49,18 @@ struct TeamOutput {
 
 class CpuTeam {
  public:
+  // Away for so long, while the others have gone on, a worker is lost, or its core is somebody else's.
+  static constexpr int kMostMissingMs = 400;
+
   // prefetch_bytes: how far ahead each worker asks for weights, beyond the rows that it reads side by side.
-  CpuTeam(int workers, int64_t prefetch_bytes);
+  // on_piece: called by each worker before it computes a piece that it has taken.
+  CpuTeam(int workers, int64_t prefetch_bytes, std::function<void(int worker)> on_piece = {});
   ~CpuTeam();
 
   int workers() const { return workers_; }
 
-  // Before a time of run() calls, by one thread: room for lists of up to so many hidden values.
+  // Before a time of run() calls, while no worker is in one, by one thread: room for lists of up to so many
+  // hidden values. Layers are counted anew.
   void reserve(int64_t hidden_values);
   // The same for one run() of these jobs. The workers then share the quantization of many rows.
   void reserve_for(const CpuJobs& jobs);
@@ -60,70 +70,56 @@ class CpuTeam {
   void expect(int index, const CpuJobs& jobs);
   void ask_ahead(int index);
 
+  // Whether the others have completed the layer that worker `index` comes to next; if so, skip() it instead
+  // of run(). Nothing of it may be looked up then.
+  bool next_is_over(int index) const;
+  void skip(int index);
+
   enum class Outcome {
     abandoned,  // by somebody
+    late,       // the layer was over: nothing done
     left,       // while others may be at work
-    left_last,  // the result is whole
+    completed,  // by this worker: the result is whole
   };
   // The share of worker `index`. expected: the jobs are what expect() was given, or would have been, which
-  // must be so for all workers or none.
+  // must be so for all workers or none. What is given stays until the next call, or help() is called no more.
   Outcome run(int index, const CpuJobs& jobs, const TeamInput& x, int64_t tokens, const TeamOutput& result,
               bool expected = false);
+  // Again and again while worker `index`, which has left the layer, waits for the next one: if others have
+  // not ended what they had begun, it computes that, too. True: that completed the layer.
+  bool help(int index);
 
   // Lets those go that wait for others. Any thread.
   void abandon() { abandoned_.store(true, std::memory_order_release); }
   bool abandoned() const { return abandoned_.load(std::memory_order_acquire); }
 
-  // Of worker `index`'s last run(): how long it waited for others.
+  // Of worker `index`'s last run(), by itself: how long it waited for others.
   int64_t waited_ns(int index) const;
+  // By worker `index`, who has completed a layer: a worker who has not come for so long, while the others
+  // went on, that it must be thought lost; or -1.
+  int missing(int index) const;
 
  private:
   struct Worker;
-
-  // The hidden values of a job, [uses, columns].
-  struct alignas(64) Hidden {
-    std::atomic<int64_t> computed = 0;  // columns
-    std::atomic<uint64_t> layer = 0;    // whose they are, once quantized
-    QuantizedActivations quantized;
-  };
-
-  // Of a layer. There are two: a fast worker may ask for what is expected of the next layer while others are
-  // at this one.
-  struct Layer {
-    struct Claims {
-      WorkClaims gate_up;
-      WorkClaims down;
-    };
-    std::vector<float> values;  // hidden, of all jobs
-    std::deque<Hidden> hidden;  // by job
-    Hidden& hidden_of(const CpuJobs& jobs, const CpuJobs::Job& job) {
-      return hidden[static_cast<size_t>(&job - jobs.jobs().data())];
-    }
-    Claims known;
-    Claims expected;
-
-    void reset() {
-      for (Claims* claims : {&known, &expected}) {
-        claims->gate_up.reset();
-        claims->down.reset();
-      }
-    }
-  };
+  struct Work;
 
   void quantize_inputs(Worker& worker, const CpuJobs& jobs, const TeamInput& x);
-  void compute_gate_up(Worker& worker, const CpuJobs& jobs, WorkPiece piece, Layer& layer);
-  bool compute_down(Worker& worker, const CpuJobs& jobs, WorkPiece piece, int64_t tokens,
-                    const TeamOutput& result, Layer& layer);
+  void begin_anew();
+  void hold_next(Worker& worker);
+  void compute_gate_up(Worker& worker, const Work& work, const WorkPiece& piece, PrefetchStream& ahead);
+  bool compute_down(Worker& worker, const Work& work, const WorkPiece& piece, PrefetchStream& ahead);
+  void compute_again(Worker& worker, bool down_too, int64_t since_ns);
   template <typename Ready>
-  bool wait(Worker& worker, const Ready& ready);
+  bool wait(Worker& worker, const Ready& ready, bool helps);
+  static bool is_time_to_help(const Worker& worker, int64_t since_ns, int64_t& looked_ns);
 
   const int workers_;
   const int64_t prefetch_bytes_;
+  const std::function<void(int worker)> on_piece_;
   std::vector<std::unique_ptr<Worker>> all_;
+  TeamLayers layers_;
   SpinBarrier inputs_barrier_;  // behind shared inputs
-  SpinBarrier layer_barrier_;   // rounds are layers: waited for at the next one's beginning
   alignas(64) std::atomic<bool> abandoned_ = false;
-  Layer layers_[2];
   bool shares_inputs_ = false;  // then this holds the quantized ones
   QuantizedActivations shared_input_;
 };

@@ -25,6 +25,7 @@ class MissFetcher : public MissWorkers {
 
   void start(const MissWork& work, uint32_t first_step) override;
   void stop() override;
+  bool idle() const override { return true; }  // it tells of a layer when it looks nothing up for it any more
   // The CPU computes nothing.
   MissWorkersCounters counters() const override { return {}; }
   std::vector<MissSpan> latest_spans() const override { return {}; }

@@ -35,6 +35,14 @@ uint64_t slot_bytes(const MissMailboxShape& shape) {
          3 * choice_bytes(shape);
 }
 
+// A thread that comes late leaves what is there.
+void raise(uint32_t& word, uint32_t step) {
+  const std::atomic_ref shared(word);
+  for (uint32_t now = shared.load(std::memory_order_relaxed); !step_reached(now, step);) {
+    if (shared.compare_exchange_weak(now, step, std::memory_order_acq_rel)) return;
+  }
+}
+
 }  // namespace
 
 std::string place_of(uint32_t step, int layer) {
@@ -118,12 +126,11 @@ void MissMailbox::write_result(int layer, uint32_t step, int64_t at, const float
 }
 
 void MissMailbox::publish_ending(int layer, uint32_t step) const {
-  const std::atomic_ref ending(*slot(layer).ending);
-  if (ending.load(std::memory_order_relaxed) != step) ending.store(step, std::memory_order_release);
+  raise(*slot(layer).ending, step);
 }
 
 void MissMailbox::publish_done(int layer, uint32_t step) const {
-  std::atomic_ref(*slot(layer).done).store(step, std::memory_order_release);
+  raise(*slot(layer).done, step);
 }
 
 }  // namespace lighter

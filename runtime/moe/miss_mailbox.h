@@ -6,11 +6,11 @@
 // = the step's number. The CPU writes result, each value with the step's number beside it; while it writes
 // the last ones, ending = that number; after all of them done = that number. So the device need not ask first
 // whether the result is there and then for the result, each a way over the bus and back: from `ending` on it
-// loads values until they are the step's. It goes on when it has the result, though a worker without a part
-// in it may not have left the layer; before the host changes what workers look up, it waits for the last
-// layer's `done`. Steps are numbered upwards from 1, layers are posted in order, and a slot is written again
-// only when its last step is done, or when the device has waited too long for it. Accessors of the control
-// words are thread-safe.
+// loads values until they are the step's. It goes on when it has the result, though a worker may still be at
+// what others have done in its place; so a worker takes no notice of what it reads in a slot when the layer
+// is done, and before the host changes what workers look up it waits until none does. Steps are numbered
+// upwards from 1, layers are posted in order, and a slot is written again only when its result is whole, or
+// when the device has waited too long for it. Accessors of the control words are thread-safe.
 //
 // The device may also tell what it expects a layer to choose for a single token: it writes expected, then
 // after a fence guessed = the step's number, before the layer is posted and while one before it is under way.
@@ -87,7 +87,8 @@ class MissMailbox {
   MissPost read_expected(int layer) const;
   // Of the layer's result, `count` values from value `at` on. Any number of threads, each its own values.
   void write_result(int layer, uint32_t step, int64_t at, const float* values, int64_t count) const;
-  void publish_ending(int layer, uint32_t step) const;  // by whoever comes first; more often does no harm
+  // By any number of threads; one that comes late does no harm.
+  void publish_ending(int layer, uint32_t step) const;
   void publish_done(int layer, uint32_t step) const;
   uint32_t done(int layer) const;
 

@@ -3,6 +3,7 @@
 // behind it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -12,7 +13,7 @@
 namespace lighter {
 
 // What workers look up while they serve a step. All of it changes only between steps, but for what lies in
-// the slot of another one.
+// the slot of another one; places, only while the workers are idle().
 struct MissWork {
   // Where workers that copy bring missed slices, those of a layer one after another, and what they write
   // after each; see Arrivals in runtime/kernels/decode.h.
@@ -26,13 +27,13 @@ struct MissWork {
   const SlicePlaces* places = nullptr;
   // Of 65536: the device's share of a layer's missed groups, the first of them; the rest is the workers'. Of
   // each step in its slot.
-  const unsigned* device_shares = nullptr;
+  const std::atomic<unsigned>* device_shares = nullptr;
   Arrivals arrivals;
 };
 
 struct MissWorkersCounters {
   uint64_t bytes = 0;            // of weights
-  double busy_s = 0;             // from a post until all had left its layer
+  double busy_s = 0;             // from a post until its layer was done
   uint64_t layers = 0;           // that had misses for them
   uint64_t layers_expected = 0;  // of these, with the experts that were expected
 };
@@ -53,6 +54,9 @@ class MissWorkers {
   virtual void start(const MissWork& work, uint32_t first_step) = 0;
   // Between steps. Throws DeviceError: what a worker met.
   virtual void stop() = 0;
+  // While they poll, when the last layer posted is done: whether no worker looks anything up, which one may
+  // still do that has come too late to the layer. It then stays so until more is posted.
+  virtual bool idle() const = 0;
   virtual MissWorkersCounters counters() const = 0;
   // The latest of each layer that had any. After stop().
   virtual std::vector<MissSpan> latest_spans() const = 0;

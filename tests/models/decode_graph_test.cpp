@@ -24,6 +24,7 @@ class DeadWorkers : public MissWorkers {
  public:
   void start(const MissWork&, uint32_t) override {}
   void stop() override { throw DeviceError("worker 3 failed: out of luck"); }
+  bool idle() const override { return true; }
   MissWorkersCounters counters() const override { return {}; }
   std::vector<MissSpan> latest_spans() const override { return {}; }
 };

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "offload/cpu_experts.h"
@@ -59,6 +60,12 @@ inline Values computed(CpuExperts& cpu, const CpuJobs& jobs, const Values& x) {
   Values result(x.size(), -7.0f);
   cpu.run(jobs, x.data(), static_cast<int64_t>(x.size()) / kHidden, result.data());
   return result;
+}
+
+// Before what polling workers read is written anew. (A GPU does not wait: what a worker then reads is of no
+// use to it, and it knows.)
+inline void await_idle(const CpuExperts& cpu) {
+  while (!cpu.idle()) std::this_thread::yield();
 }
 
 inline double seconds_since(Clock::time_point begin) {

@@ -8,10 +8,12 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
 
+#include "offload/team_layers.h"
 #include "offload/work_claims.h"
 #include "runtime/error.h"
 #include "runtime/quant/slice_reference.h"
@@ -48,6 +50,7 @@ TEST_CASE("a phase's pieces cover its work once, get smaller, and end small") {
         CAPTURE(least);
         const WorkPieces pieces(total, least, workers);
         WorkClaims claims;
+        claims.begin(workers);
         int64_t smallest = total, largest = 0;
         std::vector<int> taken(total);
         for (WorkPiece piece; claims.take(pieces, piece);) {
@@ -61,11 +64,66 @@ TEST_CASE("a phase's pieces cover its work once, get smaller, and end small") {
         if (total > 2 * least * workers) CHECK(largest <= total / workers / 2 + 1);
         WorkPiece none;
         CHECK_FALSE(claims.take(pieces, none));
-        claims.reset();
+        claims.begin(workers);
         CHECK(claims.take(pieces, none) == (total > 0));
       }
     }
   }
+}
+
+TEST_CASE("a piece is handed over once, whoever computes it") {
+  WorkClaims claims;
+  const WorkPieces pieces(100, 1, 2);
+  for (int time = 0; time < 3; ++time) {
+    claims.begin(2);
+    CHECK(claims.taken(pieces) == 0);
+    WorkPiece piece;
+    REQUIRE(claims.take(pieces, piece));
+    REQUIRE(claims.take(pieces, piece));
+    CHECK(piece.number == 1);
+    CHECK(claims.taken(pieces) == 2);
+    CHECK_FALSE(claims.is_handed_over(1));
+    CHECK(claims.take_again(1, false));
+    CHECK_FALSE(claims.take_again(1, false));  // somebody does already
+    CHECK(claims.take_again(1, true));
+    CHECK(claims.may_hand_over(1));
+    CHECK_FALSE(claims.may_hand_over(1));
+    CHECK(claims.is_handed_over(1));
+    CHECK_FALSE(claims.take_again(1, true));
+    CHECK_FALSE(claims.is_handed_over(0));
+    while (claims.take(pieces, piece)) {
+    }
+    CHECK(claims.taken(pieces) == pieces.count());
+  }
+}
+
+TEST_CASE("a layer stays where it is while a worker holds it, however far the others are") {
+  TeamLayers layers(3);
+  layers.reset(640, false);
+  TeamLayer* const held = layers.hold(2, 1);
+  REQUIRE(held != nullptr);
+  CHECK(layers.hold(1, 3) == nullptr);
+  CHECK_FALSE(layers.over(3));
+  std::set<const TeamLayer*> places;
+  for (uint64_t number = 1; number < 100; ++number) {
+    CHECK_FALSE(layers.over(number));
+    TeamLayer* const layer = layers.hold(0, number);
+    REQUIRE(layer != nullptr);
+    CHECK((layer == held) == (number == 1));
+    places.insert(layer);
+    layers.complete(*layer);
+    CHECK(layers.over(number));
+  }
+  CHECK(places.size() < 6);  // the same ones, which are in cache
+  CHECK(held->number == 1);
+  CHECK(held->values.size() == 640);
+  CHECK(layers.hold(1, 1) == nullptr);
+  CHECK(layers.over(1));
+  layers.release(2, 1);
+  for (uint64_t number = 100; held->number == 1 && number < 110; ++number) {
+    layers.complete(*layers.hold(0, number));
+  }
+  CHECK(held->number > 1);
 }
 
 TEST_CASE(

@@ -96,7 +96,7 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
   unsigned seed = 77;
   for (const auto encoding : kEncodings) {
     Layer layer(encoding, seed += 1000);
-    unsigned shares_of_device[kStepsAtOnce] = {};
+    std::atomic<unsigned> shares_of_device[kStepsAtOnce] = {};
     const MissMailboxShape shape{1, 1, kHidden, 2, group_size(encoding)};
     alignas(128) static std::byte memory[16384];
     REQUIRE(MissMailbox::bytes(shape) <= sizeof(memory));
@@ -120,6 +120,7 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
       *slot.tokens = 1;
       std::atomic_ref(*slot.posted).store(++step, std::memory_order_release);
       REQUIRE(becomes(slot.done, step));
+      while (!share.idle()) std::this_thread::yield();
       const int64_t group = group_size(encoding);
       const int missed = layer.missed(experts);
       REQUIRE(missed > 0);
@@ -146,7 +147,7 @@ TEST_CASE("the CPU computes just the missed columns that the device leaves to it
 
 TEST_CASE("a mailbox in which x has other groups, or another size, is refused") {
   Layer layer(SliceEncoding::int8, 6);
-  unsigned shares_of_device[kStepsAtOnce] = {};
+  std::atomic<unsigned> shares_of_device[kStepsAtOnce] = {};
   alignas(128) static std::byte memory[16384];
   CpuShare share(layer.grid, SliceEncoding::int8, kHidden, kWidth, WeightOn::output, two_threads());
   for (const MissMailboxShape& shape :
@@ -158,7 +159,7 @@ TEST_CASE("a mailbox in which x has other groups, or another size, is refused") 
 
 TEST_CASE("a worker that meets nonsense ends polling with an error that names the place") {
   Layer layer(SliceEncoding::int8, 5);
-  unsigned shares_of_device[kStepsAtOnce] = {};
+  std::atomic<unsigned> shares_of_device[kStepsAtOnce] = {};
   const MissMailboxShape shape{1, 1, kHidden, 1, 128};
   alignas(128) static std::byte memory[16384];
   const MissMailbox mailbox(memory, shape);
